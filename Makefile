@@ -1,0 +1,38 @@
+# Every command a newcomer needs. `make setup` is the only step that touches the network.
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+BIN := .venv/bin
+
+.PHONY: run test check setup lock clean
+
+run: .venv/ready  ## serve the built-in agents on http://$(HOST):$(PORT)
+	$(BIN)/millrace serve --host $(HOST) --port $(PORT)
+
+test: .venv/ready  ## the whole suite; a missing machine program skips its tests and is named
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/ready  ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: .venv/ready  ## a virtual environment in .venv with everything pinned by requirements.lock
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Millrace needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@echo "Installing the pinned packages into .venv (a minute or two the first time) …"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: .venv/ready  ## pin anew from pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --upgrade --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements.lock
+
+clean:  ## remove what the other commands made
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,130 @@
+"""Everything that can go wrong on purpose: each error has a code, an HTTP status and says whether to try again.
+
+::
+
+    MillraceError
+    ├── BadRequest             400  the request cannot be read
+    ├── Unauthorized           401  no key, or a key nobody has
+    ├── Forbidden              403  known, and not allowed
+    ├── NotFound               404  no such agent or run, or somebody else's
+    ├── Conflict               409
+    │   └── RunNotFinished     409  asked for a result that is still being written
+    ├── RunExpired             410  the run is known, its log is gone
+    ├── TooLarge               413  the body is over the bound
+    ├── UnsupportedMedia       415  the body is not plain JSON
+    ├── InvalidInput           422  readable, and wrong in a named field
+    │   └── Unsupported        422  this agent cannot do what was asked
+    └── Unavailable            503  the server is going away
+
+A message is written for whoever sent the request: it says what to do, and never carries a trace, a key or a path
+of the machine. An error that is not in this tree is a defect; it reaches the client as ``internal_error`` alone.
+"""
+
+from typing import Any, ClassVar
+
+
+class MillraceError(Exception):
+    """The root: ``code`` is stable for programs, ``str(error)`` is for people.
+
+    ``detail`` is any JSON value that helps a program (the fields that are wrong, for instance).
+    """
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, code: str | None = None, detail: Any = None) -> None:
+        super().__init__(message)
+        self.reason = code or self.code
+        self.detail = detail
+
+    def body(self) -> dict[str, Any]:
+        """The error object of every response: ``{"error": {"code", "message", "detail"?}}``."""
+        error: dict[str, Any] = {"code": self.reason, "message": str(self)}
+        if self.detail is not None:
+            error["detail"] = self.detail
+        return {"error": error}
+
+
+class BadRequest(MillraceError):
+    """The request cannot be read: it is not JSON, or an id is no id."""
+
+    code = "bad_request"
+    status = 400
+
+
+class Unauthorized(MillraceError):
+    """No key was sent, or one that nobody has."""
+
+    code = "unauthorized"
+    status = 401
+
+
+class Forbidden(MillraceError):
+    """The caller is known and may not do this."""
+
+    code = "forbidden"
+    status = 403
+
+
+class NotFound(MillraceError):
+    """No such agent or run; another user's run looks the same."""
+
+    code = "not_found"
+    status = 404
+
+
+class Conflict(MillraceError):
+    """The thing exists and is in the wrong state for this."""
+
+    code = "conflict"
+    status = 409
+
+
+class RunNotFinished(Conflict):
+    """The result was asked for while the run still writes it."""
+
+    code = "run_not_finished"
+    retryable = True
+
+
+class RunExpired(MillraceError):
+    """The run is known, and its log has been let go."""
+
+    code = "run_expired"
+    status = 410
+
+
+class TooLarge(MillraceError):
+    """The body is over ``MAX_BODY_BYTES``."""
+
+    code = "body_too_large"
+    status = 413
+
+
+class UnsupportedMedia(MillraceError):
+    """The body is compressed, or is not JSON by its content type."""
+
+    code = "unsupported_media_type"
+    status = 415
+
+
+class InvalidInput(MillraceError):
+    """The body was read and a field of it is wrong; ``detail`` names the fields."""
+
+    code = "invalid_input"
+    status = 422
+
+
+class Unsupported(InvalidInput):
+    """What was asked for is sound, but this agent cannot do it."""
+
+    code = "unsupported_by_agent"
+
+
+class Unavailable(MillraceError):
+    """The server is going away; another one, or a later try, will do."""
+
+    code = "draining"
+    status = 503
+    retryable = True
