@@ -14,6 +14,7 @@
     ├── UnsupportedMedia       415  the body is not plain JSON
     ├── InvalidInput           422  readable, and wrong in a named field
     │   └── Unsupported        422  this agent cannot do what was asked
+    ├── RunFailed              502  a run that was waited for did not end well
     └── Unavailable            503  the server is going away
 
 A message is written for whoever sent the request: it says what to do, and never carries a trace, a key or a path
@@ -120,6 +121,13 @@ class Unsupported(InvalidInput):
     """What was asked for is sound, but this agent cannot do it."""
 
     code = "unsupported_by_agent"
+
+
+class RunFailed(MillraceError):
+    """A run whose answer was waited for ended otherwise than well; ``reason`` is the code of its ``error`` event."""
+
+    code = "agent_error"
+    status = 502
 
 
 class Unavailable(MillraceError):

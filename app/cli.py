@@ -1,0 +1,114 @@
+"""The command ``millrace``: serve, and see the settings.
+
+``serve`` puts what was said on the command line into the environment and lets uvicorn call ``create_app``, so that
+a server started by hand, by uvicorn and by several workers is the same server.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from app.main import create_app
+from app.settings import SIMULATED, Settings
+from app.targets import TargetError
+
+cli = typer.Typer(
+    help="Serves LangGraph agents as streams that survive production.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SHUTDOWN_GRACE_S = 5
+"""How long open streams are waited for when the server is asked to stop."""
+
+
+@cli.command()
+def serve(
+    agents: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME=MODULE:ATTR", help="Your own agents: a compiled graph, a Runnable, or a factory."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A langgraph.json whose graphs are served as they are.")] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8000,
+) -> None:
+    """Serve the built-in agents and your own."""
+    if agents:
+        os.environ["MILLRACE_AGENTS"] = " ".join(agents)
+    if config is not None:
+        os.environ["MILLRACE_CONFIG"] = str(config)
+    settings = _settings()
+    _configure_logging(settings.log_level)
+    try:
+        app = create_app(settings)
+    except (TargetError, ValueError, ImportError) as error:
+        _fail(str(error))
+    model = settings.chosen_model()
+    Console(stderr=True).print(
+        f"Millrace serves {', '.join(app.state.runner.agents)} on http://{host}:{port} "
+        f"(model: {model}{', answers are simulated' if model == SIMULATED else ''})",
+        highlight=False,
+    )
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
+    )
+
+
+@cli.command()
+def settings() -> None:
+    """Every setting with its value, its default and what it means."""
+    table = Table("setting", "value", "default", "meaning", box=None)
+    current = _settings()
+    for name, field in Settings.model_fields.items():
+        shown = name.upper() if name.startswith("openai_") else f"MILLRACE_{name.upper()}"
+        default = "–" if field.default in (None, []) else str(field.default)
+        table.add_row(shown, _value(getattr(current, name)), default, field.description or "")
+    Console(highlight=False).print(table)
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = [f"MILLRACE_{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors()]
+        _fail("; ".join(problems))
+
+
+def _value(value: object) -> str:
+    return "–" if value in (None, []) else str(value)
+
+
+def _configure_logging(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("httpx", "httpx2"):  # a line for every request to the provider
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"millrace: {message}", markup=False)
+    sys.exit(2)
+
+
+def main() -> None:
+    """The console script."""
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,10 @@
+"""One thin file per public surface: what a path means, in terms of the rooms below.
+
+* ``access``: who asks.
+* ``errors``: the error object, for everything that can go wrong.
+* ``agents``: what is served, and starting a run.
+* ``runs``: following, fetching and cancelling a run.
+* ``stream``: a run's log as frames, for the streams of both.
+* ``langserve``: LangServe's own routes, whose every call is a run.
+* ``health``: probes.
+"""

@@ -1,0 +1,72 @@
+"""Following, fetching and cancelling a run. Everything here sees the caller's own runs only."""
+
+import asyncio
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from app.protocols import native
+from app.routes.stream import run_headers, stream_run
+from app.runs.runner import Runner
+from app.runs.scope import Ending
+from app.transports.disconnect import wait_or_leave
+
+EVENTSOURCE_GRACE_S = 3.0
+"""A browser's EventSource that lost its connection is back within its retry time: no reason to end the run."""
+
+CANCEL_WAIT_S = 2.0
+"""How long a cancel waits for the run's end, so that its answer can usually tell the final status."""
+
+
+def run_routes(runner: Runner, *, heartbeat_s: float) -> APIRouter:
+    """``/runs`` and what is below it."""
+    router = APIRouter(tags=["runs"])
+
+    @router.get("/runs")
+    async def runs(request: Request) -> JSONResponse:
+        """The caller's runs, newest first."""
+        return JSONResponse({"runs": [run.row() for run in runner.list(request.state.user)]})
+
+    @router.get("/runs/{run_id}")
+    async def run(run_id: str, request: Request) -> JSONResponse:
+        """One run."""
+        return JSONResponse(runner.get(run_id, request.state.user).row())
+
+    @router.get("/runs/{run_id}/events")
+    async def events(run_id: str, request: Request, after: str | None = None) -> Response:
+        """Replay what came after `Last-Event-ID` (or `?after=N`), then follow.
+
+        204: the run is finished and there is nothing more, which tells an EventSource to stop.
+        """
+        run = runner.get(run_id, request.state.user)
+        # The header wins: a reconnecting EventSource sends it along with the address it was opened with.
+        offset = native.parse_offset(request.headers.get("last-event-id") or after)
+        if run.finished and offset == run.last_event_id:
+            return Response(status_code=204, headers=run_headers(run_id))
+        return stream_run(run, offset, native.encode, heartbeat_s=heartbeat_s, min_grace_s=EVENTSOURCE_GRACE_S)
+
+    @router.get("/runs/{run_id}/result")
+    async def result(run_id: str, request: Request, wait: bool = False) -> Response:
+        """The whole answer: status, text, message, object, usage. 409 while the run goes on, unless `?wait=true`."""
+        run = runner.get(run_id, request.state.user)
+        if wait and not run.finished:
+            with run.scope.attach():
+                if not await wait_or_leave(run.done.wait(), request.receive):
+                    return Response(status_code=204)
+        return JSONResponse(run.result())
+
+    @router.post("/runs/{run_id}/cancel")
+    async def cancel(run_id: str, request: Request) -> JSONResponse:
+        """End the run now, whoever reads it. Cancelling a run that is over changes nothing."""
+        run = runner.get(run_id, request.state.user)
+        if not run.finished:
+            run.scope.end(Ending("cancelled", "requested"))
+            try:
+                async with asyncio.timeout(CANCEL_WAIT_S):
+                    await run.done.wait()
+            except TimeoutError:
+                pass
+        return JSONResponse(run.row(), 200 if run.finished else 202)
+
+    return router

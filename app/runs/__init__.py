@@ -1,0 +1,11 @@
+"""Turns one request into one log, and owns every task that writes it. The only room that knows LangChain.
+
+* ``agent``: what is served: a runnable, what it takes, what its tools are called.
+* ``runner``: the one door: starts runs, finds them, lets them go.
+* ``run``: one run: its log, its result, its state as the log tells it.
+* ``scope``: when a run ends: readers leaving, an explicit cancel, a deadline.
+* ``translate``: LangChain's event stream in, our events out.
+* ``usage``: callbacks that count every model call's tokens, also of those that were cut.
+* ``failure``: an exception in words that may be shown.
+* ``runnable``: a Runner as a Runnable, for LangServe.
+"""

@@ -1,0 +1,210 @@
+"""What is served under a name: a runnable, and what must be known of it before it runs.
+
+Everything here is worked out once, when the server starts: the schemas, whether a plain text may be sent, what the
+tools are called for people. The runnable handed in is never changed: a graph that was compiled with a checkpointer
+is served as a copy without one, since a run without a thread has nowhere to keep its state.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage, convert_to_messages
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langgraph.prebuilt import ToolNode
+from langgraph.pregel import Pregel
+from pydantic import BaseModel, ValidationError
+
+from app.errors import InvalidInput
+
+ROLES = frozenset(("user", "human", "assistant", "ai", "system", "developer", "tool"))
+"""The roles a client may give a message."""
+
+MAX_INPUT_DEPTH = 100
+"""Deeper input is refused: what walks it is recursive."""
+
+
+class Agent:
+    """A served runnable. ``configurable`` names the fields of ``config.configurable`` that clients may set."""
+
+    def __init__(
+        self,
+        name: str,
+        runnable: Runnable[Any, Any],
+        *,
+        description: str = "",
+        model: str | None = None,
+        configurable: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.description = description
+        self.model = model
+        self.configurable = frozenset(configurable)
+        self.runnable = runnable.copy({"checkpointer": None}) if isinstance(runnable, Pregel) else runnable
+        self.labels = {tool.name: _label(tool) for tool in _tools(self.runnable)}
+        self.input_schema = _schema(self.runnable.get_input_jsonschema)
+        self.output_schema = _schema(self.runnable.get_output_jsonschema)
+        self.takes_messages = "messages" in self.input_schema.get("properties", {})
+        self._input_model = _input_model(self.runnable)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether a plain text is an input: as a user's message, or because the runnable takes strings."""
+        return self.takes_messages or _takes_string(self.input_schema)
+
+    def describe(self) -> dict[str, Any]:
+        """One row of ``GET /agents``."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "model": self.model,
+            "input_schema": self.input_schema,
+            "output_schema": self.output_schema,
+            "capabilities": {
+                "text_input": self.takes_text,
+                "messages": self.takes_messages,
+                "tools": sorted(self.labels),
+                "threads": False,
+                "pause": False,
+                "max_tokens": False,
+                "configurable": sorted(self.configurable),
+            },
+        }
+
+    def prepare(self, value: Any) -> Any:
+        """The runnable's input from a client's: a text, ``{"messages": […]}``, or an object of the input schema.
+
+        Raises ``InvalidInput`` naming the field.
+        """
+        if value is None or value in ("", [], {}) or (isinstance(value, str) and not value.strip()):
+            raise _wrong("input", "is empty; send a text, a list of messages, or an object of the agent's input schema")
+        _refuse_constructors(value)
+        if isinstance(value, str):
+            value = self._from_text(value)
+        elif isinstance(value, Mapping) and self.takes_messages and "messages" in value:
+            value = {**value, "messages": read_messages(value["messages"])}
+        self._validate(value)
+        return value
+
+    def _from_text(self, text: str) -> Any:
+        if self.takes_messages:
+            return {"messages": [HumanMessage(text)]}
+        if _takes_string(self.input_schema):
+            return text
+        raise _wrong("input", f"must be an object: {self.name} takes no plain text; GET /agents shows its input schema")
+
+    def _validate(self, value: Any) -> None:
+        if self._input_model is None:
+            return
+        try:
+            self._input_model.model_validate(value)
+        except ValidationError as error:
+            raise InvalidInput("the input does not fit the agent's schema", detail=_fields(error)) from None
+
+
+def read_messages(value: Any) -> list[AnyMessage]:
+    """Messages as clients write them: ``{"role", "content"}``, LangChain's ``{"type", "content"}``, or a pair.
+
+    A single message or a text stands for a list of one. Raises ``InvalidInput`` naming the message.
+    """
+    many = value if isinstance(value, list | tuple) and not _is_pair(value) else [value]
+    if not many:
+        raise _wrong("input.messages", "is empty")
+    return [_read_message(one, f"input.messages[{index}]") for index, one in enumerate(many)]
+
+
+def _read_message(value: Any, field: str) -> AnyMessage:
+    if isinstance(value, BaseMessage):
+        return value  # type: ignore[return-value]
+    if _is_pair(value):
+        value = {"role": value[0], "content": value[1]}
+    elif isinstance(value, str):
+        value = {"role": "user", "content": value}
+    if not isinstance(value, Mapping):
+        raise _wrong(field, "must be an object with role and content")
+    role = value.get("role", value.get("type"))
+    if role not in ROLES:
+        raise _wrong(f"{field}.role", f"must be one of {', '.join(sorted(ROLES))}")
+    content = value.get("content")
+    if content in ("", [], None) and role in ("user", "human"):
+        raise _wrong(f"{field}.content", "is empty")
+    if not isinstance(content, str | list | None):
+        raise _wrong(f"{field}.content", "must be a text or a list of content blocks")
+    try:
+        return convert_to_messages([{**value, "content": content or ""}])[0]  # type: ignore[return-value]
+    except (ValueError, TypeError, KeyError, NotImplementedError):
+        raise _wrong(field, f"is no valid {role} message") from None
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str) and value[0] in ROLES
+
+
+def _wrong(field: str, problem: str) -> InvalidInput:
+    return InvalidInput(f"{field} {problem}", detail=[{"field": field, "message": problem}])
+
+
+def _fields(error: ValidationError) -> list[dict[str, str]]:
+    return [
+        {"field": ".".join(("input", *map(str, one["loc"]))), "message": one["msg"]}
+        for one in error.errors(include_url=False, include_context=False, include_input=False)[:20]
+    ]
+
+
+def _refuse_constructors(value: Any, depth: int = 0) -> None:
+    """``{"lc": 1, "type": "constructor"}`` is revived into objects by some of LangChain's loaders (CVE-2025-68664)."""
+    if depth > MAX_INPUT_DEPTH:
+        raise _wrong("input", f"is nested deeper than {MAX_INPUT_DEPTH} levels")
+    if isinstance(value, Mapping):
+        if "lc" in value and "type" in value:
+            raise _wrong("input", "holds a serialized LangChain object (a key 'lc'); send plain JSON")
+        for item in value.values():
+            _refuse_constructors(item, depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_constructors(item, depth + 1)
+
+
+def _schema(make: Any) -> dict[str, Any]:
+    # Types that pydantic cannot describe are common in users' states; the agent runs all the same.
+    try:
+        schema: dict[str, Any] = make()
+    except Exception:  # noqa: BLE001
+        return {}
+    return schema
+
+
+def _input_model(runnable: Runnable[Any, Any]) -> type[BaseModel] | None:
+    try:
+        model = runnable.get_input_schema()
+    except Exception:  # noqa: BLE001
+        return None
+    return model if issubclass(model, BaseModel) else None
+
+
+def _takes_string(schema: Mapping[str, Any]) -> bool:
+    if schema.get("type") == "string":
+        return True
+    if any(_takes_string(one) for one in schema.get("anyOf", ())):
+        return True
+    return not schema.keys() & {"type", "properties", "anyOf", "allOf", "$ref", "enum", "const"}
+
+
+def _tools(runnable: Runnable[Any, Any]) -> Iterator[BaseTool]:
+    if not isinstance(runnable, Pregel):
+        return
+    graphs = [runnable, *(graph for _, graph in runnable.get_subgraphs(recurse=True))]
+    for graph in graphs:
+        for node in graph.nodes.values() if isinstance(graph, Pregel) else ():
+            if isinstance(node.bound, ToolNode):
+                yield from node.bound.tools_by_name.values()
+
+
+def _label(tool: BaseTool) -> str:
+    label = (tool.metadata or {}).get("label")
+    return label if isinstance(label, str) else default_label(tool.name)
+
+
+def default_label(name: str) -> str:
+    """What a reader is shown for a tool without a label of its own."""
+    return f"Calling {name}…"

@@ -1,0 +1,94 @@
+"""An exception, in words that may be shown to whoever sent the request.
+
+Provider libraries are told apart by the shape their errors share (``status_code``, ``response``, and the class
+names of httpx and the SDKs built on it), so that no SDK is imported here and any model's errors are understood.
+The exception's own text is never passed on: it may hold a key or a path. The operator finds it in the log.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from app.errors import MillraceError
+
+_CONNECTING = frozenset(("APIConnectionError", "ConnectError", "ConnectTimeout", "ConnectionRefusedError"))
+_BROKEN = frozenset(
+    ("RemoteProtocolError", "ReadError", "WriteError", "IncompleteRead", "ChunkedEncodingError", "ProviderDropped")
+)
+_SLOW = frozenset(("APITimeoutError", "ReadTimeout", "StreamChunkTimeoutError", "PoolTimeout", "WriteTimeout"))
+
+
+class ProviderDropped(Exception):
+    """The provider's stream ended without a finish reason: the answer is cut, though the connection closed cleanly."""
+
+
+class Failure(NamedTuple):
+    """The fields of an ``error`` event; see CONTRIBUTING for the list of codes."""
+
+    code: str
+    message: str
+    retryable: bool
+    retry_after_ms: int | None = None
+
+
+def describe(error: BaseException | None, *, streamed: bool) -> Failure:
+    """What happened. ``streamed``: whether the model had already sent something of its answer."""
+    if isinstance(error, MillraceError):
+        return Failure(error.reason, str(error), error.retryable)
+    for cause in _chain(error):
+        failure = _provider(cause, streamed=streamed)
+        if failure is not None:
+            return failure
+        if type(cause).__name__ == "GraphRecursionError":
+            return Failure("recursion_limit", "The agent took more steps than its recursion limit allows.", False)
+    return Failure(
+        "agent_error", f"The agent failed ({type(error).__name__}). The server's log has the details.", False
+    )
+
+
+def _provider(error: BaseException, *, streamed: bool) -> Failure | None:
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int) and hasattr(error, "response"):
+        return _status(status, _retry_after_ms(error))
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if names & _SLOW:
+        return Failure("provider_error", "The model provider did not answer in time.", True)
+    if names & _BROKEN or (names & _CONNECTING and streamed):
+        return Failure(
+            "provider_dropped", "The model provider's connection broke off in the middle of the answer.", True
+        )
+    if names & _CONNECTING:
+        return Failure("provider_error", "The model provider cannot be reached.", True)
+    if "APIError" in names:
+        return Failure("provider_error", "The model provider reported an error in the middle of the answer.", True)
+    return None
+
+
+def _status(status: int, retry_after_ms: int | None) -> Failure:
+    if status == 429:
+        message = "The model provider's rate limit is reached."
+        return Failure("provider_rate_limited", message, True, retry_after_ms)
+    if status in (401, 403):
+        return Failure("provider_error", "The model provider refused the server's key.", False)
+    message = f"The model provider answered with HTTP status {status}."
+    return Failure("provider_error", message, status >= 500 or status in (408, 409), retry_after_ms)
+
+
+def _retry_after_ms(error: BaseException) -> int | None:
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    try:
+        if "retry-after-ms" in headers:
+            return int(float(headers["retry-after-ms"]))
+        return int(float(headers["retry-after"]) * 1000) if "retry-after" in headers else None
+    except ValueError:  # an HTTP date: rare here, and waiting longer is harmless
+        return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            for inner in error.exceptions:
+                yield from _chain(inner)
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,99 @@
+"""When a run ends before its graph does: the one place where resume and cost are weighed against each other.
+
+A run must outlive its connection (so that a reader can come back) and must die with it (so that nobody pays for
+tokens without a reader). Readers come and go here; the run's own policy decides:
+
+* an explicit cancel is immediate, whoever still reads;
+* ``on_disconnect="cancel"``: when the last reader has been gone for ``grace_s``, the run is cancelled;
+* ``on_disconnect="continue"``: readers do not matter.
+
+A run that nobody has ever read waits for its first reader: the policy arms when one attaches. The first ending
+wins; those that follow change nothing.
+"""
+
+import asyncio
+from typing import Any, NamedTuple, Self
+
+from app.events.event import Status
+from app.events.request import OnDisconnect
+
+
+class Ending(NamedTuple):
+    """How a run ended; ``reason`` says why where the status alone does not."""
+
+    status: Status
+    reason: str | None = None
+
+
+class Attachment:
+    """A reader's presence. Closing it is leaving; closing twice is leaving once."""
+
+    def __init__(self, scope: "Scope", min_grace_s: float) -> None:
+        self._scope: Scope | None = scope
+        self._min_grace_s = min_grace_s
+
+    def close(self) -> None:
+        """Leave."""
+        scope, self._scope = self._scope, None
+        if scope is not None:
+            scope.leave(self._min_grace_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Scope:
+    """Owns the decision to end one run. ``bind`` gives it the task; until then an ending is only noted."""
+
+    def __init__(self, on_disconnect: OnDisconnect, grace_s: float) -> None:
+        self.on_disconnect = on_disconnect
+        self.grace_s = grace_s
+        self.ending: Ending | None = None
+        self.readers = 0
+        self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def bind(self, task: "asyncio.Task[Any]") -> None:
+        """From here on an ending cancels this task."""
+        self._task = task
+        if self.ending is not None:
+            task.cancel()
+
+    def end(self, ending: Ending) -> None:
+        """End the run now. The first call counts."""
+        if self.ending is not None:
+            return
+        self.ending = ending
+        if self._task is not None:
+            self._task.cancel()
+
+    def attach(self, min_grace_s: float = 0) -> Attachment:
+        """A reader arrives. One that is known to come back (an EventSource) has a grace of its own at least."""
+        self.readers += 1
+        self._disarm()
+        return Attachment(self, min_grace_s)
+
+    def leave(self, min_grace_s: float) -> None:
+        """A reader is gone; if it was the last one, the grace begins."""
+        self.readers -= 1
+        if self.readers or self.on_disconnect == "continue" or self.ending is not None:
+            return
+        grace_s = max(self.grace_s, min_grace_s)
+        if grace_s <= 0:
+            self.end(Ending("cancelled", "disconnected"))
+        else:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(grace_s, self.end, Ending("cancelled", "disconnected"))
+
+    def close(self) -> None:
+        """The run is over: nothing can end it any more."""
+        self._disarm()
+        self._task = None
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,74 @@
+"""Every knob, typed, the unit in its name. Read from the environment (prefix ``MILLRACE_``) and ``.env``.
+
+The provider's two, ``OPENAI_API_KEY`` and ``OPENAI_BASE_URL``, are read as every OpenAI client reads them. Only
+``main`` and ``cli`` import this; every other room is handed the values it needs.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+DEFAULT_MODEL = "openai:gpt-5-mini"
+SIMULATED = "simulated"
+
+
+class Settings(BaseSettings):
+    """``millrace settings`` prints these with their values. Times are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MILLRACE_", env_file=".env", extra="ignore", env_ignore_empty=True, populate_by_name=True
+    )
+
+    openai_api_key: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("openai_api_key", "OPENAI_API_KEY"),
+        description="The provider's key. Without one, and without a base URL, the model is simulated.",
+    )
+    openai_base_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("openai_base_url", "OPENAI_BASE_URL"),
+        description="Where the OpenAI wire is spoken: OpenAI by default; vLLM, Ollama, llama.cpp, a gateway.",
+    )
+    model: str | None = Field(
+        default=None,
+        description=f"provider:name, as LangChain's init_chat_model takes it. Default: {DEFAULT_MODEL} with a key "
+        f"or a base URL, else '{SIMULATED}'.",
+    )
+    simulated_tokens_per_second: float = Field(
+        default=40, ge=0, le=100_000, description="The simulated model's pace; 0 is as fast as it goes."
+    )
+    agents: Annotated[list[str], NoDecode] = Field(
+        default=[], description="The user's own agents, NAME=MODULE:ATTR, separated by spaces or commas."
+    )
+    config: Path | None = Field(default=None, description="A langgraph.json whose graphs are served too.")
+    docs_dir: Path | None = Field(
+        default=None, description="The folder that search_documents searches. Default: the project's own docs."
+    )
+    weather_url: str | None = Field(
+        default=None, description="A server with Open-Meteo's API, for its tool. Default: Open-Meteo's public hosts."
+    )
+    run_timeout_s: float = Field(default=300, gt=0, description="How long a whole run may take.")
+    heartbeat_s: float = Field(default=5, gt=0, description="An SSE comment after that much silence.")
+    run_retention_s: float = Field(default=600, ge=0, description="How long a finished run stays readable.")
+    run_max_bytes: int = Field(default=8 * 1024 * 1024, ge=64 * 1024, description="How much one run's log holds.")
+    disconnect_grace_s: float = Field(
+        default=0, ge=0, description="How long a run goes on without a reader, where the run does not say itself."
+    )
+    max_body_bytes: int = Field(default=1024 * 1024, ge=1024, description="Larger request bodies are refused.")
+    strict: bool = Field(
+        default=False, description="Check every event's order; an illegal one fails its run. For tests and debugging."
+    )
+    log_level: str = Field(default="info", description="debug, info, warning or error.")
+
+    @field_validator("agents", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    def chosen_model(self) -> str:
+        """``provider:name``, or ``simulated``."""
+        if self.model:
+            return self.model
+        return DEFAULT_MODEL if self.openai_api_key or self.openai_base_url else SIMULATED

@@ -1,0 +1,288 @@
+"""A value that fits a JSON schema, filled from a text: how the simulated model writes arguments and documents.
+
+Names and quoted phrases of the text go to strings, its numbers to numbers, in order; what the text does not say gets
+a plain placeholder. Follows ``$ref``, ``allOf``, ``anyOf`` (the first branch that is not null), enums, constants,
+bounds, nested objects and arrays. The same schema and text give the same value.
+
+Never searches: a ``pattern`` that neither the text nor a short list of usual shapes meets stays unmet.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+Schema = dict[str, Any]
+
+_DEPTH = 6  # past this, optional things are left out: a schema may contain itself
+_BOTTOM = 64  # past this, the schema admits no finite value at all
+_FAR = 1e15
+
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w])")
+_QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|(?<!\w)'([^']+)'(?!\w)")
+_CODE = re.compile(r"\b(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9][\w-]*\b")
+_CAPITALISED = re.compile(r"\b[A-Z][\w’'-]*(?:\s+(?:(?:of|the|de|van|von)\s+)?[A-Z][\w’'-]*)*")
+_OPENING_WORDS = (
+    "a an and are at can could do does for get give hello hey hi how i i'm in is it let my of on please show tell"
+    " the then this to use was we what what's when where which who why will would you"
+)
+_OPENERS = frozenset(_OPENING_WORDS.split())
+_IDENTIFIER = re.compile(r"(?:^|_)(?:id|number|no|code|key|ref)$|Id$")
+
+_FORMATS = {
+    "date": "2026-01-15",
+    "date-time": "2026-01-15T12:00:00Z",
+    "time": "12:00:00Z",
+    "duration": "PT1H",
+    "email": "someone@example.com",
+    "hostname": "example.com",
+    "ipv4": "192.0.2.1",
+    "ipv6": "2001:db8::1",
+    "uri": "https://example.com/",
+    "uuid": "00000000-0000-4000-8000-000000000000",
+}
+_USUAL = (
+    "example",
+    "EXAMPLE",
+    "Example",
+    "A1",
+    "a1",
+    "1",
+    "12",
+    "123",
+    "1234",
+    "12345",
+    "1.0",
+    "#336699",
+    "A-1",
+    "A-123",
+)
+
+
+def numbers(text: str) -> list[float]:
+    """The numbers that stand in the text, in order."""
+    return [float(found.replace(",", "")) for found in _NUMBER.findall(text)]
+
+
+def phrases(text: str) -> list[str]:
+    """What the text points at: quoted phrases, then codes such as ``A-17``, then capitalised names."""
+    quoted = ["".join(groups) for groups in _QUOTED.findall(text)]
+    rest = _QUOTED.sub(" ", text)
+    names = (_without_openers(match.group()) for match in _CAPITALISED.finditer(rest))
+    found = quoted + _CODE.findall(rest) + [name for name in names if name]
+    return list(dict.fromkeys(found))
+
+
+def _without_openers(name: str) -> str:
+    words = name.split()
+    while words and words[0].lower().replace("’", "'") in _OPENERS:
+        words.pop(0)
+    return " ".join(words)
+
+
+class Filler:
+    """Fills one schema from one text.
+
+    ``text_for_strings``: what a string becomes when the text names nothing (tools get the question itself); without
+    it, a placeholder with the property's name. ``everything``: fill optional properties too.
+    """
+
+    def __init__(self, text: str, *, text_for_strings: str | None = None, everything: bool = True) -> None:
+        self._text = text
+        self._numbers: Iterator[float] = iter(numbers(text))
+        self._spare = [f"{number:g}" for number in numbers(text)]
+        self._phrases: Iterator[str] = iter(phrases(text))
+        self._text_for_strings = text_for_strings
+        self._everything = everything
+        self._root: Schema = {}
+        self._taken: set[int] = set()  # where in the text the options stand that were chosen
+
+    def fill(self, schema: Schema, given: dict[str, Any] | None = None) -> Any:
+        """A value for ``schema``; ``given`` decides properties of the outermost object beforehand."""
+        self._root = schema
+        outer = self._resolve(schema)
+        if given is None and not _is_object(outer):
+            return self._value(outer, "value", 0)
+        return self._object(outer, 0, given or {})
+
+    def _resolve(self, schema: Any) -> Schema:
+        """The schema behind ``$ref``, ``allOf`` and the unions; ``True`` and unknown targets allow anything."""
+        for _ in range(32):  # references may go in a circle
+            if not isinstance(schema, dict):
+                return {}
+            if "$ref" in schema:
+                schema = {**_target(self._root, str(schema["$ref"])), **_without(schema, "$ref")}
+            elif schema.get("allOf"):
+                schema = _merged([self._resolve(part) for part in schema["allOf"]], _without(schema, "allOf"))
+            elif union := schema.get("anyOf") or schema.get("oneOf"):
+                schema = {**_without(schema, "anyOf", "oneOf"), **self._branch(union)}
+            else:
+                return schema
+        return {}
+
+    def _branch(self, union: list[Any]) -> Schema:
+        branches = [branch for branch in union if isinstance(branch, dict)]
+        return next((branch for branch in branches if branch.get("type") != "null"), {"type": "null"})
+
+    def _value(self, schema: Schema, name: str, depth: int) -> Any:
+        if "const" in schema:
+            return schema["const"]
+        if schema.get("enum"):
+            return self._choice(schema["enum"])
+        match _type(schema):
+            case "object":
+                return self._object(schema, depth, {})
+            case "array":
+                return self._array(schema, name, depth)
+            case "integer":
+                return self._number(schema, whole=True)
+            case "number":
+                return self._number(schema, whole=False)
+            case "boolean":
+                return True
+            case "null":
+                return None
+        return self._string(schema, name)
+
+    def _choice(self, options: list[Any]) -> Any:
+        """The option that the text mentions first and no property has taken yet; the first option otherwise."""
+        places = {
+            match.start(): option
+            for option in options
+            if isinstance(option, str) and (match := re.search(rf"(?i)\b{re.escape(option)}\b", self._text))
+        }
+        free = sorted(places.keys() - self._taken) or sorted(places)
+        if not free:
+            return options[0]
+        self._taken.add(free[0])
+        return places[free[0]]
+
+    def _object(self, schema: Schema, depth: int, given: dict[str, Any]) -> dict[str, Any]:
+        properties: dict[str, Any] = schema.get("properties") or {}
+        required: list[str] = schema.get("required") or []
+        wanted = properties if self._everything and depth < _DEPTH else [key for key in properties if key in required]
+        keys = dict.fromkeys([*given, *wanted, *required])
+        filled = {
+            key: given[key] if key in given else self._property(properties.get(key), key, depth, key in required)
+            for key in keys
+        }
+        extra = schema.get("additionalProperties")
+        if not filled and isinstance(extra, dict) and depth < _DEPTH and self._everything:
+            return {"example": self._value(self._resolve(extra), "example", depth + 1)}
+        return filled
+
+    def _property(self, schema: Any, name: str, depth: int, required: bool) -> Any:
+        """Null where the schema allows it and the nesting has gone deep enough; a value otherwise."""
+        if depth > _BOTTOM:
+            return None
+        if depth >= 2 and isinstance(schema, dict) and _allows_null(schema) and (not required or depth >= _DEPTH // 2):
+            return None
+        return self._value(self._resolve(schema), name, depth + 1)
+
+    def _array(self, schema: Schema, name: str, depth: int) -> list[Any]:
+        leading = [self._value(self._resolve(item), name, depth + 1) for item in schema.get("prefixItems") or ()]
+        least = int(schema.get("minItems", 0))
+        usual = 0 if depth >= _DEPTH else 2 if self._everything else 1
+        length = max(least, min(usual, int(schema.get("maxItems", usual)))) if "items" in schema else least
+        item = self._resolve(schema.get("items"))
+        if schema.get("uniqueItems") and item.get("enum"):
+            return list(item["enum"][: max(length, 1)])
+        items = [self._value(item, _singular(name), depth + 1) for _ in range(length - len(leading))]
+        return leading + (_distinct(items, least) if schema.get("uniqueItems") else items)
+
+    def _number(self, schema: Schema, *, whole: bool) -> float | int:
+        low, high = _bounds(schema, whole=whole)
+        step = schema.get("multipleOf")
+        value = next(self._numbers, 1.0 if whole else 1.5)
+        value = min(max(value, low), high)
+        if step:
+            value = -(-low // step) * step if (value // step) * step < low else (value // step) * step
+        return int(value) if whole else value
+
+    def _string(self, schema: Schema, name: str) -> str:
+        if (fixed := _FORMATS.get(str(schema.get("format")))) is not None:
+            return fixed
+        if pattern := schema.get("pattern"):
+            return self._matching(str(pattern))
+        text = self._spare.pop(0) if self._spare and _IDENTIFIER.search(name) else next(self._phrases, None)
+        text = text or self._text_for_strings or f"simulated {name}"
+        padded = text.ljust(int(schema.get("minLength", 0)), ".")
+        return padded[: int(schema.get("maxLength", len(padded)))]
+
+    def _matching(self, pattern: str) -> str:
+        candidates = [*phrases(self._text), *self._spare, *_USUAL, *_FORMATS.values()]
+        return next((text for text in candidates if re.search(pattern, text)), candidates[0])
+
+
+def _is_object(schema: Schema) -> bool:
+    return _type(schema) == "object"
+
+
+def _type(schema: Schema) -> str:
+    """The schema's type; of several the first that is not null; guessed from its keywords where none is named."""
+    named = schema.get("type")
+    if isinstance(named, list):
+        named = next((kind for kind in named if kind != "null"), "null")
+    if isinstance(named, str):
+        return named
+    if "properties" in schema or "additionalProperties" in schema:
+        return "object"
+    return "array" if "items" in schema or "prefixItems" in schema else "string"
+
+
+def _allows_null(schema: Schema) -> bool:
+    named = schema.get("type")
+    if isinstance(named, list) and "null" in named:
+        return True
+    union = schema.get("anyOf") or schema.get("oneOf") or ()
+    return any(isinstance(branch, dict) and branch.get("type") == "null" for branch in union)
+
+
+def _target(root: Schema, reference: str) -> Schema:
+    """The part of ``root`` that a local reference such as ``#/$defs/Item`` points at; ``{}`` when there is none."""
+    found: Any = root
+    for step in reference.removeprefix("#").strip("/").split("/"):
+        if step:
+            found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _merged(parts: list[Schema], rest: Schema) -> Schema:
+    merged: Schema = {}
+    for part in [*parts, rest]:
+        properties = {**merged.get("properties", {}), **part.get("properties", {})}
+        required = [*merged.get("required", []), *part.get("required", [])]
+        merged |= part
+        if properties:
+            merged["properties"] = properties
+        if required:
+            merged["required"] = required
+    return merged
+
+
+def _without(schema: Schema, *keys: str) -> Schema:
+    return {key: value for key, value in schema.items() if key not in keys}
+
+
+def _bounds(schema: Schema, *, whole: bool) -> tuple[float, float]:
+    low, above = schema.get("minimum", -_FAR), schema.get("exclusiveMinimum", -_FAR)
+    high, below = schema.get("maximum", _FAR), schema.get("exclusiveMaximum", _FAR)
+    if whole:
+        return max(math.ceil(low), math.floor(above) + 1), min(math.floor(high), math.ceil(below) - 1)
+    return max(low, above + 1e-6), min(high, below - 1e-6)
+
+
+def _distinct(items: list[Any], least: int) -> list[Any]:
+    """The items that differ; where too few do, texts and numbers are told apart by a counter."""
+    kept: list[Any] = []
+    for at, item in enumerate(items):
+        fresh = item
+        if item in kept and len(kept) < least:
+            fresh = f"{item} {at + 1}" if isinstance(item, str) else item + at
+        if fresh not in kept:
+            kept.append(fresh)
+    return kept
+
+
+def _singular(name: str) -> str:
+    return name[:-1] if name.endswith("s") and not name.endswith("ss") else name

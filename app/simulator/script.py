@@ -1,0 +1,339 @@
+"""What the simulated model says: a function of the conversation and the tools offered, and of nothing else.
+
+- A question whose parts fit tools that were offered: ask for them, all at once unless the client wants one at a time.
+- Their results are there: answer from them, in the order of the calls, and name the failures. Never ask again.
+- A document is wanted (``response_format``): one that is valid for its schema.
+- Else a text: of the length asked for, from what the conversation says, or a plain word that all this is simulated.
+
+Pure: the same request gets the same reply, down to the ids of its calls.
+"""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import orjson
+
+from app.simulator import prose
+from app.simulator.questions import Wanted, arguments, wanted
+from app.simulator.request import ChatRequest, Function, Message, ToolCall
+from app.simulator.schema import Filler
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call of the reply; ``arguments`` is JSON text. ``id`` is None only where a fault withholds it."""
+
+    id: str | None
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The whole answer: a text, or tool calls."""
+
+    text: str = ""
+    calls: tuple[Call, ...] = ()
+
+
+def digest(request: ChatRequest) -> str:
+    """32 hex digits that name the conversation: equal for an equal model and equal messages."""
+    text = msgspec.json.encode([request.model, request.messages])
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def turn(messages: Sequence[Message]) -> tuple[str, Sequence[Message]]:
+    """The last user message's text and the messages after it; with no user message, an empty text and all of them."""
+    last = max((at for at, message in enumerate(messages) if message.role == "user"), default=None)
+    return ("", messages) if last is None else (messages[last].text, messages[last + 1 :])
+
+
+def call_number(messages: Sequence[Message]) -> int:
+    """Which model call of the turn this is: 1 plus the answers since the last user message."""
+    return 1 + sum(message.role == "assistant" for message in turn(messages)[1])
+
+
+def reply(request: ChatRequest) -> Reply:
+    """The answer to ``request``."""
+    question, since = turn(request.messages)
+    if calls := _calls(request, question, since):
+        return Reply(calls=_numbered(calls, digest(request)))
+    if (document := _document(request)) is not None:
+        return Reply(text=document)
+    asked = [call for message in since for call in message.tool_calls or ()]
+    if asked:
+        return Reply(text=_from_results(asked, [message for message in since if message.role == "tool"]))
+    return Reply(text=_continued(request) or _text(question, request))
+
+
+# -- asking for tools -------------------------------------------------------------------------------------------------
+
+
+def _calls(request: ChatRequest, question: str, since: Sequence[Message]) -> list[Wanted]:
+    if request.named_tool is not None:
+        tool = next(tool for tool in request.functions if tool.name == request.named_tool)
+        return [_insisted(tool, request)]
+    if not request.tools or request.tool_choice == "none":
+        return []
+    asked = Counter(call.function.name for message in since for call in message.tool_calls or ())
+    one_at_a_time = request.parallel_tool_calls is False
+    if not asked or one_at_a_time:
+        earlier = [message.text for message in request.messages if message.role == "user"][-2:-1]
+        calls = _not_yet_asked(wanted(question, request.functions, earlier="".join(earlier)), asked)
+        if calls:
+            return calls[:1] if one_at_a_time else calls
+    return [_insisted(_fresh(request.functions, asked), request)] if request.tool_choice == "required" else []
+
+
+def _not_yet_asked(calls: list[Wanted], asked: Counter[str]) -> list[Wanted]:
+    """Counted by name, not by arguments: those may have come back broken, and asking again would never end."""
+    left = asked.copy()
+    remaining = []
+    for call in calls:
+        if left[call.name] > 0:
+            left[call.name] -= 1
+        else:
+            remaining.append(call)
+    return remaining
+
+
+def _fresh(tools: Sequence[Function], asked: Counter[str]) -> Function:
+    return next((tool for tool in tools if not asked[tool.name]), tools[-1])
+
+
+def _insisted(tool: Function, request: ChatRequest) -> Wanted:
+    """A call that the client insists on: its own wanted one, else arguments with every property filled."""
+    question = turn(request.messages)[0]
+    fitting = (call for call in wanted(question, [tool]) if call.name == tool.name) if _is_plain(tool) else iter(())
+    found = next(fitting, None)
+    return found or Wanted(tool.name, arguments(tool, _material(request), everything=True))
+
+
+def _is_plain(tool: Function) -> bool:
+    """Whether every property is required, so that a wanted call fills the schema as far as an insisted one."""
+    parameters = tool.parameters or {}
+    return set(parameters.get("properties") or ()) == set(parameters.get("required") or ())
+
+
+def _numbered(calls: Sequence[Wanted], conversation: str) -> tuple[Call, ...]:
+    """Ids from the conversation so far: a later turn has a longer one, so no id comes twice in it."""
+    seeds = [f"{conversation}:{at}".encode() for at in range(len(calls))]
+    ids = [f"call_{hashlib.blake2b(seed, digest_size=12).hexdigest()}" for seed in seeds]
+    texts = [orjson.dumps(call.arguments).decode() for call in calls]
+    return tuple(Call(call_id, call.name, text) for call_id, call, text in zip(ids, calls, texts, strict=True))
+
+
+# -- documents --------------------------------------------------------------------------------------------------------
+
+
+def _document(request: ChatRequest) -> str | None:
+    match request.response_format:
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            return orjson.dumps(Filler(_material(request)).fill(schema)).decode()
+        case {"type": "json_object"}:
+            question, _ = turn(request.messages)
+            return orjson.dumps({"simulated": True, "question": question, "answer": prose.words(12)}).decode()
+    return None
+
+
+def _material(request: ChatRequest) -> str:
+    """What a document is filled from: the question, then what the tools found."""
+    question, since = turn(request.messages)
+    return "\n".join([question, *(message.text for message in since if message.role == "tool")])[:20_000]
+
+
+# -- answering from results -------------------------------------------------------------------------------------------
+
+_FAILED = re.compile(
+    r"(?i)\s*(?:error\b|traceback\b|exception\b|\w*(?:error|exception):|(?:the )?\w+ (?:tool )?(?:failed|timed out)\b)"
+)
+_SHOWN = 400  # characters of one result
+
+
+def _from_results(asked: Sequence[ToolCall], results: Sequence[Message]) -> str:
+    waiting: defaultdict[str | None, list[str]] = defaultdict(list)
+    for result in results:
+        waiting[result.tool_call_id].append(result.text)
+    sentences = [_sentence(call, waiting[call.id].pop(0)) for call in asked if waiting[call.id]]
+    if len(sentences) == 1:
+        return sentences[0]
+    return "Here is what I found:\n\n" + "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _sentence(call: ToolCall, result: str) -> str:
+    name, text = call.function.name, _plain(result)
+    if _FAILED.match(result) or _error_in(result):
+        return f"The {_spoken(name)} tool failed: {_error_in(result) or text}"
+    if not text:
+        return f"The {_spoken(name)} tool had nothing to say."
+    if name == "calculator" and re.fullmatch(r"[-+\d.,eE]+", text):
+        return f"{_subject(call)} = {text}."
+    if re.search(r"[.!?…]$", text) and " " in text:
+        return text
+    return f"{_spoken(name).capitalize()} ({subject}): {text}." if (subject := _subject(call)) else f"{text}."
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ").strip()
+
+
+def _subject(call: ToolCall) -> str:
+    """The values the tool was asked with, as far as they can be read."""
+    try:
+        values = orjson.loads(call.function.arguments)
+    except orjson.JSONDecodeError:
+        return ""
+    if not isinstance(values, dict):
+        return ""
+    return ", ".join(str(value) for value in values.values() if isinstance(value, str | int | float))[:80]
+
+
+def _plain(result: str) -> str:
+    """A result on one line: JSON as "key: value", long texts cut with a dash of honesty."""
+    found = _json(result)
+    text = result if found is None else _flat(found)
+    text = re.sub(r"\s+", " ", text[: 4 * _SHOWN]).strip()
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN].rsplit(' ', 1)[0]} … (cut)"
+
+
+def _json(result: str) -> dict[str, object] | list[object] | None:
+    if result.lstrip()[:1] not in {"{", "["} or len(result) > 100_000:
+        return None
+    try:
+        found: dict[str, object] | list[object] = orjson.loads(result)
+    except orjson.JSONDecodeError:
+        return None
+    return found
+
+
+def _flat(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{_spoken(str(key))}: {_flat(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "; ".join(_flat(item) for item in value)
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _error_in(result: str) -> str | None:
+    found = _json(result)
+    return _flat(found["error"]) if isinstance(found, dict) and found.get("error") else None
+
+
+# -- texts ------------------------------------------------------------------------------------------------------------
+
+_TOLD = re.compile(r"(?i)\bmy ([a-z][a-z ]{1,30}?) (?:is|are) (?!what\b)([^.,;!?\n]{1,80})")
+_CALLED = re.compile(r"\b(?i:I am called|I'm called|call me)\s+([A-Z][\w'’-]*(?:\s[A-Z][\w'’-]*)*)")
+_ASKED = re.compile(
+    r"(?i)\b(?:what(?:'s|’s| is| are| was)|do you (?:know|remember)|tell me|who is) my"
+    r" ([a-z][a-z ]{1,30}?)(?: again)?\s*(?:[?.!,]|$)"
+)
+_WHO_AM_I = re.compile(r"(?i)\bwho am i\b|\bwhat am i called\b")
+_SAID = re.compile(r"(?i)\bwhat did i (?:just |first )?(?:say|ask|tell you|write)\b")
+_CONTINUE = re.compile(r"(?i)\s*(?:please\s+)?(?:continue|go on|carry on|keep going)\b")
+_COUNT = re.compile(r"(?i)\bcount(?:ing)?\b(?:.*?\bfrom\s+(\d{1,7}))?.*?\bto\s+(\d{1,7})")
+_LENGTH = re.compile(r"(?i)\b(\d{1,3}(?:,\d{3})+|\d{1,7})[ -]?(words?|tokens?|paragraphs?|sentences?)\b")
+_PARAGRAPHS = re.compile(r"(?i)\b(two|three|four|five|six|seven|eight|nine|ten|some|several|a few)?\s*paragraphs?\b")
+_LONG = re.compile(r"(?i)\b(?:long|longer|detailed)\b.*\b(?:story|text|essay|poem|answer|article|tale|letter)\b")
+_STORY = re.compile(r"(?i)\b(?:story|essay|poem|tale|fairy tale)\b")
+_CODE = re.compile(r"(?i)\b(?:code|python|javascript|typescript|snippet|script|program)\b")
+_GREETING = re.compile(r"(?i)\s*(?:hi|hello|hey|good (?:morning|evening|day|afternoon))\b[\s!.,]*(?:there)?[\s!.]*$")
+_NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+
+_TRY = (
+    'Things to try: "count to 50", "tell me a long story", "write three paragraphs", "show me some Python code", or '
+    'tell me "my name is Ada" and ask for it later.'
+)
+_TRY_TOOLS = 'Try: "What time is it in Tokyo, what is 17*23, and what\'s the weather in Oslo?"'
+
+
+def _continued(request: ChatRequest) -> str | None:
+    """After "continue": the rest of the answer that was cut; None when there is none, or none was asked for."""
+    question, since = turn(request.messages)
+    before = request.messages[: len(request.messages) - len(since) - 1]
+    if not _CONTINUE.match(question) or not before or before[-1].role != "assistant":
+        return None
+    whole = reply(_with_messages(request, before[:-1])).text
+    said = before[-1].text
+    return whole[len(said) :] if said and whole.startswith(said) and len(whole) > len(said) else None
+
+
+def _with_messages(request: ChatRequest, messages: Sequence[Message]) -> ChatRequest:
+    return msgspec.structs.replace(request, messages=list(messages))
+
+
+def _text(question: str, request: ChatRequest) -> str:
+    return _of_length(question) or _remembered(question, request.messages) or _plainly(question, request)
+
+
+def _of_length(question: str) -> str | None:
+    """The text of a certain kind or size that the question asks for."""
+    if match := _COUNT.search(question):
+        return prose.counting(int(match[1] or 1), int(match[2]))
+    if match := _LENGTH.search(question):
+        number, unit = int(match[1].replace(",", "")), match[2].lower()
+        return _measured(number, unit)
+    if match := _PARAGRAPHS.search(question):
+        return prose.paragraphs(_NUMBERS.get((match[1] or "").lower(), 3))
+    if _LONG.search(question):
+        return prose.paragraphs(12)
+    if _STORY.search(question):
+        return prose.paragraphs(3)
+    return prose.code() if _CODE.search(question) else None
+
+
+def _measured(number: int, unit: str) -> str:
+    if unit.startswith("token"):
+        return prose.exactly(min(number, prose.LONGEST))
+    if unit.startswith("word"):
+        return prose.words(number)
+    return prose.paragraphs(number) if unit.startswith("paragraph") else prose.words(8 * number)
+
+
+def _remembered(question: str, messages: Sequence[Message]) -> str | None:
+    """What the conversation itself can answer: facts the user told, and what was said before."""
+    earlier = [message.text for message in messages if message.role == "user"][:-1]
+    if (match := _ASKED.search(question)) or _WHO_AM_I.search(question):
+        subject = match[1].strip().lower() if match else "name"
+        fact = _facts([*earlier, question]).get(subject)
+        return f"Your {subject} is {fact}; you told me so." if fact else f"You have not told me your {subject} yet."
+    if _SAID.search(question):
+        said = earlier[0] if re.search(r"(?i)\bfirst\b", question) and earlier else (earlier or [""])[-1]
+        return f"You said: “{_short(said)}”" if said else "This is the first thing you have said."
+    if told := _facts([question]):
+        subject, fact = next(iter(told.items()))
+        return f"Noted: your {subject} is {fact}. Ask me for it whenever you like; I keep it for this conversation."
+    return None
+
+
+def _facts(texts: Sequence[str]) -> dict[str, str]:
+    """What users say of themselves, the latest word on each subject."""
+    facts: dict[str, str] = {}
+    for text in texts:
+        facts |= {match[1].strip().lower(): _clause(match[2]) for match in _TOLD.finditer(text)}
+        facts.update(("name", name.strip()) for name in _CALLED.findall(text))
+    return facts
+
+
+def _clause(text: str) -> str:
+    return re.split(r"(?i)\s+(?:and|but|so)\s+(?:i|my|what|how|please|can|we)\b", text)[0].strip()
+
+
+def _plainly(question: str, request: ChatRequest) -> str:
+    """Who is speaking, what was understood, what to try."""
+    who = "I am a simulated model: my answers are scripted, no real model is behind them."
+    tools = ", ".join(_spoken(tool.name) for tool in request.functions)
+    hint = f"I may use these tools here: {tools}. {_TRY_TOOLS}" if tools else _TRY
+    if not question.strip():
+        return f"{who} Ask me something. {hint}"
+    if _GREETING.match(question):
+        return f"Hello! {who} {hint}"
+    return f"{who} I understood: “{_short(question)}”. {hint}"
+
+
+def _short(text: str) -> str:
+    line = re.sub(r"\s+", " ", text[:1000]).strip()
+    return line if len(line) <= 200 else f"{line[:200].rsplit(' ', 1)[0]} …"

@@ -1,0 +1,6 @@
+"""Frames on a wire, and the wire's own troubles: silence, disconnects, bodies without an end.
+
+* ``sse``: a stream of frames as server-sent events.
+* ``disconnect``: ends a request's work when its client leaves, for handlers that do not look.
+* ``body``: bounds on what a client may send.
+"""

@@ -1,0 +1,71 @@
+"""Servers for tests: the real app under the real uvicorn, on a port of its own, in a thread with its own loop."""
+
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from langchain_core.runnables import Runnable
+
+from app.main import create_app
+from app.runs.runner import Runner
+from app.settings import Settings
+from app.simulator.server import Simulator
+
+
+@dataclass
+class Served:
+    """A running server, its provider, and its inside."""
+
+    url: str
+    app: FastAPI
+    simulator: Simulator
+
+    @property
+    def runner(self) -> Runner:
+        runner = self.app.state.runner
+        assert isinstance(runner, Runner)
+        return runner
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """Serve ``app`` and give its address."""
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, lifespan="on")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        ready = threading.Event()
+        thread = threading.Thread(target=_run, args=(server, listener, ready))
+        thread.start()
+        try:
+            assert ready.wait(30), "the server did not start"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive(), "the server did not stop"
+
+
+def _run(server: uvicorn.Server, listener: socket.socket, ready: threading.Event) -> None:
+    startup = server.startup
+
+    async def started(sockets: list[socket.socket] | None = None) -> None:
+        await startup(sockets)
+        ready.set()
+
+    server.startup = started  # type: ignore[method-assign]  # uvicorn has no other sign of being up
+    server.run(sockets=[listener])
+
+
+@contextmanager
+def serving(agents: Mapping[str, Runnable[Any, Any]] | None = None, **settings: Any) -> Iterator[Served]:
+    """The whole product beside a simulated provider that keeps its records for the test."""
+    with Simulator(tokens_per_second=200) as simulator:
+        chosen = {"openai_base_url": simulator.base_url, "model": "openai:simulated", "strict": True, **settings}
+        app = create_app(Settings(_env_file=None, **chosen), agents)
+        with running(app) as url:
+            yield Served(url, app, simulator)
