@@ -43,7 +43,7 @@ from dotenv import dotenv_values
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.graph import StateGraph
 
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SERVABLE: Final = "a compiled LangGraph graph, a Runnable, or a zero-argument function that returns one"
 _OWN: Final = ("app", "chains", "tools")
 _HOME: Final = Path(__file__).resolve().parents[1]

@@ -48,7 +48,7 @@ class Run:
         self.thread_id = request.thread_id
         self.max_tokens = request.max_tokens
         self.metadata = request.metadata
-        self.meter = Meter()
+        self.meter = Meter(scope)
         self.failure: Failure | None = None
         self.done = asyncio.Event()
         self.created_at = self.started_at = time.time()

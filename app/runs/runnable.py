@@ -6,16 +6,16 @@ and ended with its client. Who asks is in ``caller``, a context variable that th
 its config hook adds on the way to a batch.
 """
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.utils import ConfigurableFieldSpec, _RootEventFilter
-from langchain_core.tracers.log_stream import LogStreamCallbackHandler
+from langchain_core.tracers.log_stream import LogStreamCallbackHandler, RunLogPatch, _astream_log_implementation
 from pydantic import RootModel, model_validator
 from typing_extensions import override
 
@@ -100,7 +100,7 @@ class AgentRunnable(Runnable[Any, Any]):
 
     @override
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
-        # astream_log is inherited: it asks for this stream, with a handler that hears of every step.
+        # astream_log asks for this stream too, with a handler that hears of every step.
         tap = Tap()
         run, attachment = self._start(input, config, tap, _log_handlers(config))
         with attachment:
@@ -110,6 +110,32 @@ class AgentRunnable(Runnable[Any, Any]):
                 if raw["run_id"] == root and raw["event"].endswith("_stream"):
                     yield raw["data"]["chunk"]
         _raise_if_failed(run)
+
+    @override
+    async def astream_log(
+        self,
+        input: Any,
+        config: RunnableConfig | None = None,
+        *,
+        diff: bool = True,
+        **filters: Any,
+    ) -> AsyncIterator[Any]:
+        # What the inherited method does, without its warning that it will go: LangServe's clients decide when.
+        patches = _astream_log_implementation(
+            self,
+            input,
+            config,
+            stream=LogStreamCallbackHandler(auto_close=False, _schema_format="original", **filters),
+            diff=True,
+        )
+        async with aclosing(cast("AsyncGenerator[RunLogPatch, None]", patches)) as closing:
+            async for patch in closing:
+                for op in patch.ops:
+                    entry = op.get("value")
+                    if isinstance(entry, dict) and entry.get("type") == "tool":
+                        # RemoteRunnable takes any object of that type for a ToolMessage; without this it breaks.
+                        entry.setdefault("tool_call_id", None)
+                yield patch
 
     @override
     async def astream_events(  # type: ignore[override]  # the base is an overload by version; LangServe asks for v2

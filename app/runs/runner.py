@@ -195,7 +195,9 @@ class Runner:
 
     def _failed(self, run: Run, error: BaseException | None) -> Outcome:
         failure = describe(error, streamed=run.meter.streamed)
-        logger.error("run %s of agent %s failed: %s", run.run_id, run.agent.name, failure.code, exc_info=error)
+        trace = error if failure.code == "agent_error" else None  # a provider's failure has no story in our frames
+        words = ("run %s of agent %s failed: %s: %s", run.run_id, run.agent.name, failure.code, error)
+        logger.error(*words, exc_info=trace)
         return Ending("failed", failure.code), failure
 
     def _retire(self, run: Run) -> None:

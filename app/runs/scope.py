@@ -18,6 +18,10 @@ from app.events.event import Status
 from app.events.request import OnDisconnect
 
 
+RECANCEL_S = 1.0
+"""How soon a cancel is repeated that has not ended the task."""
+
+
 class Ending(NamedTuple):
     """How a run ended; ``reason`` says why where the status alone does not."""
 
@@ -60,15 +64,15 @@ class Scope:
         """From here on an ending cancels this task."""
         self._task = task
         if self.ending is not None:
-            task.cancel()
+            self._cancel()
 
     def end(self, ending: Ending) -> None:
         """End the run now. The first call counts."""
         if self.ending is not None:
             return
         self.ending = ending
-        if self._task is not None:
-            self._task.cancel()
+        self._disarm()
+        self._cancel()
 
     def attach(self, min_grace_s: float = 0) -> Attachment:
         """A reader arrives. One that is known to come back (an EventSource) has a grace of its own at least."""
@@ -87,6 +91,22 @@ class Scope:
         else:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(grace_s, self.end, Ending("cancelled", "disconnected"))
+
+    def _cancel(self) -> None:
+        # Repeated for code that swallows a cancel. It has a while: what cleans up after itself must not be disturbed.
+        if self._task is None or self._task.done():
+            return
+        self._task.cancel()
+        self._timer = self._task.get_loop().call_later(RECANCEL_S, self._cancel)
+
+    def check(self) -> None:
+        """Raise ``CancelledError`` once an ending is decided; the model callbacks ask at every token.
+
+        Before Python 3.12 ``asyncio.wait_for`` loses a cancel that meets the result it waits for (CPython issue
+        86296), and ChatOpenAI waits so for each chunk: the chunk that swallowed the cancel is the one that asks.
+        """
+        if self.ending is not None:
+            raise asyncio.CancelledError(self.ending.reason)
 
     def close(self) -> None:
         """The run is over: nothing can end it any more."""

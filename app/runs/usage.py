@@ -20,6 +20,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, Generati
 
 from app.events.event import Totals, Usage
 from app.runs.failure import ProviderDropped
+from app.runs.scope import Scope
 
 CHARS_PER_TOKEN = 4
 """The usual rule of thumb for text of unknown tokenisation."""
@@ -65,7 +66,8 @@ class Meter(BaseCallbackHandler):
     run_inline = True  # in order with the stream, and no thread hop a token
     raise_error = True  # a stream that ended without a finish reason must fail the run, see on_llm_end
 
-    def __init__(self) -> None:
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
         self.totals = Totals(cost_usd=None)
         self.streamed = False
         self.call_ids: dict[str, str] = {}
@@ -82,11 +84,13 @@ class Meter(BaseCallbackHandler):
         **kwargs: Any,
     ) -> None:
         """A chat model is called."""
+        self._scope.check()
         provider = (metadata or {}).get("ls_provider")
         self._calls[run_id] = _Call(messages[0] if messages else [], [], provider in ("openai", "azure"))
 
     def on_llm_start(self, serialized: dict[str, Any], prompts: list[str], *, run_id: UUID, **kwargs: Any) -> None:
         """A text-completion model is called."""
+        self._scope.check()
         self._calls[run_id] = _Call([], prompts, finish_required=False)
 
     def on_llm_new_token(
@@ -111,6 +115,7 @@ class Meter(BaseCallbackHandler):
             self.streamed = True
             call.chunks += 1
             call.chars += size
+        self._scope.check()
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
         """A call is over; the provider's numbers, where there are any, are in the response.
@@ -150,6 +155,7 @@ class Meter(BaseCallbackHandler):
         **kwargs: Any,
     ) -> None:
         """LangChain's event stream leaves the call's id out; here it is still known."""
+        self._scope.check()
         if tool_call_id is not None:
             self.call_ids[str(run_id)] = tool_call_id
 

@@ -17,23 +17,26 @@ def main() -> None:
     """Serve until told to stop."""
     options = _options()
     logging.basicConfig(level=logging.INFO, filename=options.log, format="%(asctime)s %(name)s %(message)s")
-    simulator = Simulator(
-        options.host,
-        options.port,
-        tokens_per_second=options.tokens_per_second,
-        first_token_s=options.first_token_s,
-    )
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    try:
-        simulator.start()
-    except OSError as error:
-        sys.exit(f"Cannot listen on {options.host}:{options.port}: {error.strerror}. Choose another --host or --port.")
+    simulator = _started(options)
     sys.stdout.write(f"{simulator.base_url}\n")
     sys.stdout.flush()
     stopped.wait()
     simulator.stop()
+
+
+def _started(options: argparse.Namespace) -> Simulator:
+    try:
+        return Simulator(
+            options.host,
+            options.port,
+            tokens_per_second=options.tokens_per_second,
+            first_token_s=options.first_token_s,
+        ).start()
+    except OSError as error:
+        sys.exit(f"Cannot listen on {options.host}:{options.port}: {error.strerror}. Choose another --host or --port.")
 
 
 def _options() -> argparse.Namespace:

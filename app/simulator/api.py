@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple
 
 import msgspec
 import orjson
@@ -34,25 +33,14 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 LARGE_BODY_BYTES = 256 * 1024  # read in a thread, so that the other streams keep their pace
 
 
-class Pace(NamedTuple):
-    """How fast an answer comes; ``tokens_per_second`` 0: flat out."""
-
-    tokens_per_second: float
-    first_token_s: float
-
-    def told(self, told: Directives) -> "Pace":
-        """The pace as the directives have it."""
-        speed = self.tokens_per_second if told.tokens_per_second is None else told.tokens_per_second
-        delay = self.first_token_s if told.first_token_s is None else told.first_token_s
-        return Pace(0.0 if told.burst else speed, delay)
-
-
 class Playback(Response):
     """A response that plays acts until they end or the client leaves, whichever is first."""
 
-    def __init__(self, acts: Iterable[Act], pace: Pace, exchange: Exchange, records: Records) -> None:
+    def __init__(
+        self, acts: Iterable[Act], exchange: Exchange, records: Records, *, tokens_per_second: float = 0.0
+    ) -> None:
         self._acts = acts
-        self._pace = pace
+        self._interval_s = 1 / tokens_per_second if tokens_per_second else 0.0
         self._exchange = exchange
         self._records = records
         self.background = None
@@ -75,19 +63,16 @@ class Playback(Response):
     async def _play(self, connection: LoggedConnection, send: AsgiSend) -> bool:
         """True when every act went out. The clock of the tokens is absolute: a late one does not delay the next."""
         loop = asyncio.get_running_loop()
-        interval = 1 / self._pace.tokens_per_second if self._pace.tokens_per_second else 0.0
         due: float | None = None
         for act in self._acts:
             if isinstance(act, Send):
-                if due is None:
-                    due = loop.time() + self._pace.first_token_s
-                    await asyncio.sleep(self._pace.first_token_s)
                 if act.tokens:
+                    due = loop.time() if due is None else due
                     await asyncio.sleep(max(due - loop.time(), 0.0))
-                    due += interval * act.tokens
+                    due += self._interval_s * act.tokens
                 if act.data:
                     await send({"type": "http.response.body", "body": act.data, "more_body": True})
-                if act.tokens:
+                if act.tokens and connection.is_open:
                     self._records.sent(connection.record, self._exchange, act.tokens)
             elif isinstance(act, Start):
                 self._exchange.status = act.status
@@ -112,9 +97,10 @@ async def _left(receive: Receive) -> None:
 class Provider:
     """The simulated provider's answers; one per server."""
 
-    def __init__(self, records: Records, pace: Pace, *, directives: bool) -> None:
+    def __init__(self, records: Records, *, tokens_per_second: float, first_token_s: float, directives: bool) -> None:
         self._records = records
-        self._pace = pace
+        self._tokens_per_second = tokens_per_second
+        self._first_token_s = first_token_s
         self._directives = directives
         self._created = int(time.time())
         self._failed: dict[str, int] = {}  # attempts that failed so far, by conversation; see `_attempt`
@@ -142,24 +128,24 @@ class Provider:
     async def models(self, request: Request) -> Response:
         """The one model there is."""
         acts = wire.json_body(200, wire.models(self._created))
-        return Playback(acts, Pace(0.0, 0.0), self._begun(request), self._records)
+        return Playback(acts, self._begun(request), self._records)
 
     async def completions(self, request: Request) -> Response:
         """An answer, or the refusal of a request that the real provider would refuse."""
         exchange = self._begun(request)
-        pace = Pace(0.0, 0.0)
+        speed = 0.0
         try:
             body = await _body(request)
             asked = await asyncio.to_thread(parse, body) if len(body) > LARGE_BODY_BYTES else parse(body)
             _note(exchange, asked)
             told = self._told(asked, request.headers.get("x-simulate", ""))
-            acts, pace = self._acts(asked, told, exchange), self._pace.told(told)
+            acts, speed = self._acts(asked, told, exchange), self._speed(told)
         except Refused as error:
             acts = wire.refusal(error)
         except ClientDisconnect:
             self._records.ended(exchange, finished=False)
             return Response(status_code=400)
-        return Playback(acts, pace, exchange, self._records)
+        return Playback(acts, exchange, self._records, tokens_per_second=speed)
 
     def _begun(self, request: Request) -> Exchange:
         connection: LoggedConnection = request.scope["state"]["connection"]
@@ -167,6 +153,10 @@ class Provider:
 
     def _told(self, asked: ChatRequest, header: str) -> Directives:
         return faults.read(asked.model, header, asked.messages) if self._directives else Directives()
+
+    def _speed(self, told: Directives) -> float:
+        speed = self._tokens_per_second if told.tokens_per_second is None else told.tokens_per_second
+        return 0.0 if told.burst else speed
 
     def _acts(self, asked: ChatRequest, told: Directives, exchange: Exchange) -> Iterator[Act]:
         conversation = digest(asked)
@@ -185,10 +175,12 @@ class Provider:
         usage = None if told.no_usage else faults.wrong(completion.usage) if told.wrong_usage else completion.usage
         name, created = f"chatcmpl-{conversation[:20]}{exchange.number:06d}", int(time.time())
         frames = Frames(name, created, model, include_usage=asked.include_usage)
-        if asked.stream:
-            acts = wire.streamed(completion, frames, usage if asked.include_usage else None)
-        else:
-            acts = wire.whole(completion, name, created, model, usage)
+        silence = self._first_token_s if told.first_token_s is None else told.first_token_s
+        acts = (
+            wire.streamed(completion, frames, usage if asked.include_usage else None, silence)
+            if asked.stream
+            else wire.whole(completion, frames, usage, silence)
+        )
         return chain(before, faults.disturb(acts, told, frames) if told.cuts else acts)
 
     def _attempt(self, conversation: str, fail_times: int) -> bool:

@@ -41,6 +41,11 @@ class LoggedConnection(H11Protocol):
         self._records.closed(self.record, self._ended)
         super().connection_lost(exc)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether what is written still goes out."""
+        return not self.transport.is_closing()
+
     def reset(self) -> None:
         """End the connection with a TCP reset; what is still in the write buffer is lost."""
         self._ended = "server_reset"

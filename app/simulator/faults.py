@@ -22,7 +22,7 @@ import orjson
 from app.simulator import prose
 from app.simulator.request import Message, Refused
 from app.simulator.script import Call, Reply, call_number
-from app.simulator.wire import FRAGMENT, Act, Frames, Pause, Reset, Send, Stall, Start, frame, refusal
+from app.simulator.wire import FRAGMENT, STREAM, Act, Frames, Pause, Reset, Send, Stall, Start, frame, refusal
 
 BAD_JSON = ("trailing_comma", "mismatched", "cut_string", "wrong_type", "empty")
 LONGEST_WAIT_S = 3600.0
@@ -95,7 +95,8 @@ _ALIASES = {"error": "status", "stall": "stall_after"}
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
-_INLINE = re.compile(r"\[\[\s*((?:[A-Za-z_]\w*=[^\s&\]]*[\s&]*)+)\]\]")
+_PAIR = r"[A-Za-z_]\w{0,40}=[^\s&\]]{0,4000}"
+_INLINE = re.compile(rf"\[\[\s*({_PAIR}(?:[\s&]+{_PAIR}){{0,40}})\s*\]\]")
 
 
 def model_name(model: str) -> tuple[str, str]:
@@ -280,10 +281,11 @@ def _broken_off(acts: Iterable[Act], told: Directives) -> Iterator[Act]:
     after, ending = min(due, key=lambda pair: pair[0], default=(None, _clean_end))
     sent, started = 0, False
     for act in acts:
-        if isinstance(act, Send) and sent == after:
+        begins = isinstance(act, Start)
+        if sent == after and (isinstance(act, Send) or (begins and act != STREAM)):
             yield from ending(started)
             return
-        started = started or isinstance(act, Start)
+        started = started or begins
         sent += act.tokens if isinstance(act, Send) else 0
         yield act
 

@@ -42,7 +42,9 @@ _WORDED = (
     (r"\b(?:the )?product of (\d+(?:\.\d+)?) and (\d+(?:\.\d+)?)", r"\1 * \2"),
 )
 _FUNCTION = r"(?:sqrt|abs|round|floor|ceil|min|max|exp|ln|log|sin|cos|tan)\("
-_EXPRESSION = re.compile(rf"[-(]*(?:\d|{_FUNCTION})(?:[\d\s.()+*/%-]|,\s*(?=[\d-])|{_FUNCTION})*[\d)]", re.IGNORECASE)
+_EXPRESSION = re.compile(
+    rf"[-(]{{0,20}}(?:\d|{_FUNCTION})(?:[\d\s.()+*/%-]|,\s*(?=[\d-])|{_FUNCTION})*[\d)]", re.IGNORECASE
+)
 _ASKS_TO_COMPUTE = re.compile(r"(?i)\b(?:calculate|compute|evaluate|what(?:'s|’s| is| are)|how much|result)\b|=")
 _DATE = re.compile(r"\b\d{4}-\d{2}-\d{2}\b|\b\d{1,2}/\d{1,2}/\d{2,4}\b")
 

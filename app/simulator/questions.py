@@ -80,9 +80,14 @@ def _longer(
 
 
 def arguments(tool: Function, text: str, *, everything: bool, given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Arguments that are valid for the tool's schema, taken from ``text`` where it has something to offer."""
-    filler = Filler(text, text_for_strings=None if everything else text.strip(), everything=everything)
-    filled: dict[str, Any] = filler.fill(tool.parameters or {"type": "object"}, given or {})
+    """Arguments that are valid for the tool's schema, taken from ``text`` where it has something to offer.
+
+    ``everything``: optional ones too. ``given`` decides some beforehand.
+    """
+    schema = tool.parameters or {"type": "object"}
+    speaks = not everything or len(schema.get("properties") or ()) == 1
+    filler = Filler(text, text_for_strings=text.strip()[:500] if speaks else None, everything=everything)
+    filled: dict[str, Any] = filler.fill(schema, given or {})
     return filled
 
 
@@ -104,7 +109,8 @@ _CUT = re.compile(
     re.IGNORECASE,
 )
 _EDGES = re.compile(
-    r"^(?:(?:and|then|also|so|please|hi|hello|hey|ok|okay|(?:what|how) about)\b[\s,]*)+|(?:[\s,]*\b(?:please|thanks|thank you|too))+$",
+    r"^(?:(?:and|then|also|so|please|hi|hello|hey|ok|okay|(?:what|how) about)\b[\s,]*)+"
+    r"|(?:[\s,]*\b(?:please|thanks|thank you|too))+$",
     re.IGNORECASE,
 )
 

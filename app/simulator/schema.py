@@ -15,16 +15,19 @@ from typing import Any
 Schema = dict[str, Any]
 
 _DEPTH = 6  # past this, optional things are left out: a schema may contain itself
+_MANY = 1000  # and past so many values
 _BOTTOM = 64  # past this, the schema admits no finite value at all
 _FAR = 1e15
 
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w])")
+_NUMBER = re.compile(r"(?<![\w.-])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w])")
 _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|(?<!\w)'([^']+)'(?!\w)")
 _CODE = re.compile(r"\b(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9][\w-]*\b")
 _CAPITALISED = re.compile(r"\b[A-Z][\w’'-]*(?:\s+(?:(?:of|the|de|van|von)\s+)?[A-Z][\w’'-]*)*")
 _OPENING_WORDS = (
-    "a an and are at can could do does for get give hello hey hi how i i'm in is it let my of on please show tell"
-    " the then this to use was we what what's when where which who why will would you"
+    "a add an and are at book buy calculate call can cancel change check close compare compute convert could"
+    " create do does extract find for get give hello hey hi how i i'm in is it let list look make move my name no"
+    " of ok okay on open order pay plan please read run search send set show start stop summarise summarize tell"
+    " the then this to translate use was we what what's when where which who why will would write yes you"
 )
 _OPENERS = frozenset(_OPENING_WORDS.split())
 _IDENTIFIER = re.compile(r"(?:^|_)(?:id|number|no|code|key|ref)$|Id$")
@@ -95,6 +98,7 @@ class Filler:
         self._text_for_strings = text_for_strings
         self._everything = everything
         self._root: Schema = {}
+        self._made = 0
         self._taken: set[int] = set()  # where in the text the options stand that were chosen
 
     def fill(self, schema: Schema, given: dict[str, Any] | None = None) -> Any:
@@ -105,15 +109,15 @@ class Filler:
             return self._value(outer, "value", 0)
         return self._object(outer, 0, given or {})
 
-    def _resolve(self, schema: Any) -> Schema:
+    def _resolve(self, schema: Any, fuel: int = 32) -> Schema:
         """The schema behind ``$ref``, ``allOf`` and the unions; ``True`` and unknown targets allow anything."""
-        for _ in range(32):  # references may go in a circle
-            if not isinstance(schema, dict):
-                return {}
+        while isinstance(schema, dict) and (fuel := fuel - 1) > 0:  # references may go in a circle
             if "$ref" in schema:
                 schema = {**_target(self._root, str(schema["$ref"])), **_without(schema, "$ref")}
             elif schema.get("allOf"):
-                schema = _merged([self._resolve(part) for part in schema["allOf"]], _without(schema, "allOf"))
+                schema = _merged(
+                    [self._resolve(part, fuel // 2) for part in schema["allOf"]], _without(schema, "allOf")
+                )
             elif union := schema.get("anyOf") or schema.get("oneOf"):
                 schema = {**_without(schema, "anyOf", "oneOf"), **self._branch(union)}
             else:
@@ -125,6 +129,9 @@ class Filler:
         return next((branch for branch in branches if branch.get("type") != "null"), {"type": "null"})
 
     def _value(self, schema: Schema, name: str, depth: int) -> Any:
+        self._made += 1
+        if depth > _BOTTOM or self._made > 10 * _MANY:
+            return None
         if "const" in schema:
             return schema["const"]
         if schema.get("enum"):
@@ -144,6 +151,9 @@ class Filler:
                 return None
         return self._string(schema, name)
 
+    def _deep(self, depth: int) -> bool:
+        return depth >= _DEPTH or self._made > _MANY
+
     def _choice(self, options: list[Any]) -> Any:
         """The option that the text mentions first and no property has taken yet; the first option otherwise."""
         places = {
@@ -160,29 +170,29 @@ class Filler:
     def _object(self, schema: Schema, depth: int, given: dict[str, Any]) -> dict[str, Any]:
         properties: dict[str, Any] = schema.get("properties") or {}
         required: list[str] = schema.get("required") or []
-        wanted = properties if self._everything and depth < _DEPTH else [key for key in properties if key in required]
+        wanted = (
+            properties if self._everything and not self._deep(depth) else [key for key in properties if key in required]
+        )
         keys = dict.fromkeys([*given, *wanted, *required])
         filled = {
             key: given[key] if key in given else self._property(properties.get(key), key, depth, key in required)
             for key in keys
         }
         extra = schema.get("additionalProperties")
-        if not filled and isinstance(extra, dict) and depth < _DEPTH and self._everything:
+        if not filled and isinstance(extra, dict) and self._everything and not self._deep(depth):
             return {"example": self._value(self._resolve(extra), "example", depth + 1)}
         return filled
 
     def _property(self, schema: Any, name: str, depth: int, required: bool) -> Any:
         """Null where the schema allows it and the nesting has gone deep enough; a value otherwise."""
-        if depth > _BOTTOM:
-            return None
-        if depth >= 2 and isinstance(schema, dict) and _allows_null(schema) and (not required or depth >= _DEPTH // 2):
+        if depth >= 2 and isinstance(schema, dict) and _allows_null(schema) and (not required or self._deep(2 * depth)):
             return None
         return self._value(self._resolve(schema), name, depth + 1)
 
     def _array(self, schema: Schema, name: str, depth: int) -> list[Any]:
         leading = [self._value(self._resolve(item), name, depth + 1) for item in schema.get("prefixItems") or ()]
         least = int(schema.get("minItems", 0))
-        usual = 0 if depth >= _DEPTH else 2 if self._everything else 1
+        usual = 0 if self._deep(depth) else 2 if self._everything else 1
         length = max(least, min(usual, int(schema.get("maxItems", usual)))) if "items" in schema else least
         item = self._resolve(schema.get("items"))
         if schema.get("uniqueItems") and item.get("enum"):

@@ -18,6 +18,7 @@ import msgspec
 import orjson
 
 from app.simulator import prose
+from app.simulator.known_tools import KNOWN
 from app.simulator.questions import Wanted, arguments, wanted
 from app.simulator.request import ChatRequest, Function, Message, ToolCall
 from app.simulator.schema import Filler
@@ -106,17 +107,9 @@ def _fresh(tools: Sequence[Function], asked: Counter[str]) -> Function:
 
 
 def _insisted(tool: Function, request: ChatRequest) -> Wanted:
-    """A call that the client insists on: its own wanted one, else arguments with every property filled."""
-    question = turn(request.messages)[0]
-    fitting = (call for call in wanted(question, [tool]) if call.name == tool.name) if _is_plain(tool) else iter(())
-    found = next(fitting, None)
-    return found or Wanted(tool.name, arguments(tool, _material(request), everything=True))
-
-
-def _is_plain(tool: Function) -> bool:
-    """Whether every property is required, so that a wanted call fills the schema as far as an insisted one."""
-    parameters = tool.parameters or {}
-    return set(parameters.get("properties") or ()) == set(parameters.get("required") or ())
+    """A call that the client insists on; a tool of one's own is taken for a form, and all of it is filled."""
+    known = wanted(turn(request.messages)[0], [tool]) if tool.name in KNOWN else []
+    return known[0] if known else Wanted(tool.name, arguments(tool, _material(request), everything=True))
 
 
 def _numbered(calls: Sequence[Wanted], conversation: str) -> tuple[Call, ...]:
@@ -141,9 +134,10 @@ def _document(request: ChatRequest) -> str | None:
 
 
 def _material(request: ChatRequest) -> str:
-    """What a document is filled from: the question, then what the tools found."""
+    """What a document is filled from: what the tools found, then the question."""
     question, since = turn(request.messages)
-    return "\n".join([question, *(message.text for message in since if message.role == "tool")])[:20_000]
+    results = "\n".join(message.text for message in since if message.role == "tool")
+    return f"{results[:20_000]}\n{question[:20_000]}".strip()
 
 
 # -- answering from results -------------------------------------------------------------------------------------------
@@ -241,6 +235,7 @@ _LONG = re.compile(r"(?i)\b(?:long|longer|detailed)\b.*\b(?:story|text|essay|poe
 _STORY = re.compile(r"(?i)\b(?:story|essay|poem|tale|fairy tale)\b")
 _CODE = re.compile(r"(?i)\b(?:code|python|javascript|typescript|snippet|script|program)\b")
 _GREETING = re.compile(r"(?i)\s*(?:hi|hello|hey|good (?:morning|evening|day|afternoon))\b[\s!.,]*(?:there)?[\s!.]*$")
+_READ = 4000  # characters of one message that are understood
 _NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 
 _TRY = (
@@ -266,6 +261,7 @@ def _with_messages(request: ChatRequest, messages: Sequence[Message]) -> ChatReq
 
 
 def _text(question: str, request: ChatRequest) -> str:
+    question = question[:_READ]
     return _of_length(question) or _remembered(question, request.messages) or _plainly(question, request)
 
 
@@ -295,7 +291,7 @@ def _measured(number: int, unit: str) -> str:
 
 def _remembered(question: str, messages: Sequence[Message]) -> str | None:
     """What the conversation itself can answer: facts the user told, and what was said before."""
-    earlier = [message.text for message in messages if message.role == "user"][:-1]
+    earlier = [message.text[:_READ] for message in messages if message.role == "user"][:-1]
     if (match := _ASKED.search(question)) or _WHO_AM_I.search(question):
         subject = match[1].strip().lower() if match else "name"
         fact = _facts([*earlier, question]).get(subject)

@@ -1,14 +1,16 @@
 """The simulated provider as a server: a thread of its own with its own event loop, so that nothing which blocks the
 house's loop, a user's synchronous graph for instance, can starve the provider that it waits for.
 
-``start()`` returns when connections are accepted; ``stop()`` aborts what is open and returns when the thread is gone.
-Holds nothing before ``start()`` and nothing after ``stop()``. Installs no signal handlers and touches no loggers.
+Its address is bound, and known, from the beginning; connections are refused until ``start()``, which returns when they
+are accepted. ``stop()`` aborts what is open and returns when the thread is gone. Installs no signal handlers, changes
+no loggers.
 """
 
 import asyncio
 import logging
 import socket
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -18,7 +20,7 @@ from typing import Self
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from app.simulator.api import Pace, Provider
+from app.simulator.api import Provider
 from app.simulator.connection import LoggedConnection
 from app.simulator.records import Connection, Exchange, Records
 
@@ -27,7 +29,7 @@ BACKLOG = 2048
 
 
 class Simulator:
-    """An OpenAI-wire provider on ``host``; ``port`` 0 takes a free one.
+    """An OpenAI-wire provider on ``host``; ``port`` 0 takes a free one. ``OSError`` when the address is taken.
 
     ``tokens_per_second`` (0: flat out) and ``first_token_s`` are the pace where a request does not say otherwise.
     ``directives`` False: text in names, headers and messages is text and commands nothing.
@@ -44,18 +46,18 @@ class Simulator:
         log: logging.Logger | None = None,
     ) -> None:
         self._host = host
-        self._port = port
+        self._listener: socket.socket | None = self._bind(port)
+        self._port: int = self._listener.getsockname()[1]
         self._records = Records(log or logging.getLogger("millrace.simulator"))
-        pace = Pace(tokens_per_second, first_token_s)
-        self._provider = Provider(self._records, pace, directives=directives)
+        self._provider = Provider(
+            self._records, tokens_per_second=tokens_per_second, first_token_s=first_token_s, directives=directives
+        )
         self._thread: threading.Thread | None = None
         self._stop: Callable[[], object] = lambda: None
 
     @property
     def base_url(self) -> str:
-        """What an OpenAI client takes as ``base_url``; known once started, and still after a stop."""
-        if not self._port:
-            raise RuntimeError("The simulator has no address yet: call start() first.")
+        """What an OpenAI client takes as ``base_url``; the same before the start and after a stop."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}/v1"
 
@@ -81,16 +83,19 @@ class Simulator:
         return self.wait_for(lambda: any(c.number == number and c.ended for c in self.connections), timeout)
 
     def start(self) -> Self:
-        """Bind and accept; raises ``OSError`` when the address is taken."""
+        """Accept connections; after a stop on the same port again (``OSError`` when it was taken meanwhile)."""
         if self._thread is not None:
             raise RuntimeError("The simulator is already running.")
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.create_server((self._host, self._port), family=family, backlog=BACKLOG)
-        self._port = listener.getsockname()[1]
+        listener, self._listener = self._listener or self._bind(self._port), None
         ready: Future[Callable[[], object]] = Future()
         self._thread = threading.Thread(target=self._run, args=(listener, ready), name="simulator", daemon=True)
         self._thread.start()
-        self._stop = ready.result()
+        try:
+            self._stop = ready.result()
+        except OSError:
+            self._thread.join()
+            self._thread = None
+            raise
         return self
 
     def stop(self) -> None:
@@ -107,6 +112,14 @@ class Simulator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _bind(self, port: int) -> socket.socket:
+        listener = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
+        weakref.finalize(self, listener.close)  # one that is never started gives its port back
+        if port:  # past connections may linger on it; a free one is to be nobody else's until we listen
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((self._host, port))
+        return listener
 
     def _run(self, listener: socket.socket, ready: Future[Callable[[], object]]) -> None:
         try:

@@ -120,7 +120,7 @@ def _fragments(arguments: str, size: int) -> list[str]:
 
 
 class Frames:
-    """Renders the chunks of one streamed response."""
+    """Renders one response; what all its chunks share is rendered once."""
 
     def __init__(self, id: str, created: int, model: str, *, include_usage: bool) -> None:  # noqa: A002
         self._head: dict[str, Any] = {
@@ -160,6 +160,12 @@ class Frames:
         """A chunk without a choice."""
         return frame({**self._head, "choices": [], **self._usage})
 
+    def whole(self, message: dict[str, Any], finish_reason: str, usage: dict[str, Any] | None) -> dict[str, Any]:
+        """The body of the response that is not streamed."""
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+        counted = {"usage": usage} if usage is not None else {}
+        return {**self._head, "object": "chat.completion", "choices": [choice], **counted}
+
     def usage(self, usage: dict[str, Any]) -> bytes:
         """The chunk with the usage, after the last choice."""
         return frame({**self._head, "choices": [], "usage": usage})
@@ -170,9 +176,12 @@ def frame(value: object) -> bytes:
     return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
-def streamed(completion: Completion, frames: Frames, usage: dict[str, Any] | None) -> Iterator[Act]:
-    """The streamed response; ``usage`` None: no usage chunk."""
+def streamed(
+    completion: Completion, frames: Frames, usage: dict[str, Any] | None, first_token_s: float = 0.0
+) -> Iterator[Act]:
+    """The streamed response: its headers at once, its chunks after a silence; ``usage`` None: no usage chunk."""
     yield STREAM
+    yield Pause(first_token_s)
     content = None if completion.calls else ""
     yield Send(frames.choice({"role": "assistant", "content": content}))
     for token in completion.reasoning:
@@ -196,8 +205,11 @@ def _streamed_calls(completion: Completion, frames: Frames) -> Iterator[Act]:
                 yield Send(frames.fragment(index, arguments), 1)
 
 
-def whole(completion: Completion, id: str, created: int, model: str, usage: dict[str, Any] | None) -> Iterator[Act]:  # noqa: A002
-    """The response in one piece: its tokens take their time, then the body comes."""
+def whole(
+    completion: Completion, frames: Frames, usage: dict[str, Any] | None, first_token_s: float = 0.0
+) -> Iterator[Act]:
+    """The response in one piece: its tokens take their time, then headers and body come."""
+    yield Pause(first_token_s)
     for _ in range(completion.tokens):
         yield Send(b"", 1)
     calls = [
@@ -211,15 +223,7 @@ def whole(completion: Completion, id: str, created: int, model: str, usage: dict
         **({"tool_calls": calls} if calls else {}),
         **({"reasoning_content": "".join(completion.reasoning)} if completion.reasoning else {}),
     }
-    body = {
-        "id": id,
-        "object": "chat.completion",
-        "created": created,
-        "model": model,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": completion.finish_reason}],
-        **({"usage": usage} if usage is not None else {}),
-    }
-    yield from json_body(200, body)
+    yield from json_body(200, frames.whole(message, completion.finish_reason, usage))
 
 
 def json_body(status: int, body: object, headers: Sequence[tuple[bytes, bytes]] = ()) -> Iterator[Act]:

@@ -1,20 +1,14 @@
 """The native protocol over real HTTP: a run is started, followed, fetched, cancelled."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-from httpx_sse import EventSource, ServerSentEvent, aconnect_sse
+from httpx_sse import ServerSentEvent, aconnect_sse
 from serving import Served
 
 STREAM = {"Accept": "text/event-stream"}
-
-
-async def follow(response: httpx.Response) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    async for event in EventSource(response).aiter_sse():
-        yield event.event, json.loads(event.data)
 
 
 async def run(client: httpx.AsyncClient, agent: str, body: Any) -> list[ServerSentEvent]:
@@ -99,9 +93,7 @@ async def test_a_late_reader_reads_the_same_run_from_where_it_says(client: httpx
     events = await run(client, "chat", {"input": "[[tokens=8]] hello"})
     run_id = json.loads(events[0].data)["run_id"]
     half = len(events) // 2
-    async with aconnect_sse(
-        client, "GET", f"/runs/{run_id}/events", headers={"Last-Event-ID": str(half)}
-    ) as source:
+    async with aconnect_sse(client, "GET", f"/runs/{run_id}/events", headers={"Last-Event-ID": str(half)}) as source:
         rest = [event async for event in source.aiter_sse()]
     assert [(event.id, event.event, event.data) for event in rest] == [
         (event.id, event.event, event.data) for event in events[half:]

@@ -1,0 +1,119 @@
+from datetime import date
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+from app.simulator.schema import Filler, numbers, phrases
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Item(BaseModel):
+    label: str
+    price: Annotated[float, Field(gt=0, le=10)]
+    count: Annotated[int, Field(ge=5, multiple_of=5)]
+
+
+class Node(BaseModel):
+    value: int
+    children: list["Node"] = []
+    parent: "Node | None" = None
+
+
+class Everything(BaseModel):
+    title: Annotated[str, Field(min_length=30, max_length=40)]
+    colour: Colour
+    kind: Literal["only"]
+    item: Item
+    items: list[Item]
+    some: Annotated[list[int], Field(min_length=3, max_length=4)]
+    pair: tuple[int, str]
+    names: set[Colour]
+    maybe: str | None
+    either: int | list[str]
+    table: dict[str, float]
+    day: date
+    yes: bool
+    nothing: None
+    tree: Node
+    code: Annotated[str, Field(pattern=r"^[A-Z]-\d{3}$")]
+    anything: Any
+
+
+@pytest.mark.parametrize("text", ["", 'Paint 3 "tall walls" blue for 2.5 euros in Lisbon, order A-17.'])
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_filled_document_is_valid_for_its_schema(text: str, everything: bool) -> None:
+    document = Filler(text, everything=everything).fill(Everything.model_json_schema())
+    Everything.model_validate(document)
+
+
+def test_filling_is_deterministic() -> None:
+    schema = Everything.model_json_schema()
+    assert Filler("blue 7").fill(schema) == Filler("blue 7").fill(schema)
+
+
+def test_the_text_gives_its_names_numbers_and_options_in_order() -> None:
+    class Trip(BaseModel):
+        origin: str
+        destination: str
+        nights: int
+        budget: float
+        cabin: Literal["economy", "business"]
+        seat: Literal["aisle", "window"]
+
+    text = "Book me from Lisbon to Ulan Bator for 3 nights, 1,200.50 at most, business, window."
+    assert Filler(text).fill(Trip.model_json_schema()) == {
+        "origin": "Lisbon",
+        "destination": "Ulan Bator",
+        "nights": 3,
+        "budget": 1200.5,
+        "cabin": "business",
+        "seat": "window",
+    }
+
+
+def test_two_properties_with_the_same_options_take_them_in_turn() -> None:
+    currency = {"enum": ["EUR", "USD", "JPY"]}
+    schema = {"type": "object", "properties": {"source": currency, "target": currency}}
+    assert Filler("5 USD to JPY").fill(schema) == {"source": "USD", "target": "JPY"}
+
+
+def test_given_properties_are_kept_and_required_ones_added() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "string"}, "b": {"type": "integer"}},
+        "required": ["a", "b"],
+    }
+    assert Filler("", everything=False).fill(schema, {"a": "given"}) == {"a": "given", "b": 1}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"$ref": "#/nowhere"},
+        {"allOf": [{"$ref": "#"}]},
+        {"anyOf": [{"$ref": "#"}]},
+        {"type": "object", "properties": {"self": {"$ref": "#"}}, "required": ["self"]},
+        {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
+        {"type": "object", "properties": {name: {"$ref": "#"} for name in "abc"}, "required": ["a", "b", "c"]},
+        {"type": "object", "properties": {name: {"type": "array", "items": {"$ref": "#"}} for name in "abcdefgh"}},
+    ],
+)
+def test_a_schema_that_runs_in_a_circle_comes_to_an_end(schema: dict[str, Any]) -> None:
+    Filler("").fill(schema)
+
+
+def test_what_a_text_points_at() -> None:
+    assert numbers("3 of 4.5, -2 and 1,000 but not A-17") == [3, 4.5, -2, 1000]
+    assert phrases('What does "the big one" say about A-17 in New York? Tell Bob.') == [
+        "the big one",
+        "A-17",
+        "New York",
+        "Bob",
+    ]
