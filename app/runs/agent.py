@@ -123,7 +123,7 @@ def _read_message(value: Any, field: str) -> AnyMessage:
     if not isinstance(value, Mapping):
         raise _wrong(field, "must be an object with role and content")
     role = value.get("role", value.get("type"))
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise _wrong(f"{field}.role", f"must be one of {', '.join(sorted(ROLES))}")
     content = value.get("content")
     if content in ("", [], None) and role in ("user", "human"):

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Self
 from app.events.event import Status
 from app.events.request import OnDisconnect
 
-
 RECANCEL_S = 1.0
 """How soon a cancel is repeated that has not ended the task."""
 

@@ -18,5 +18,5 @@
     server.py       ``Simulator``: all of it in a thread of its own
 
 Real clients reach it over real HTTP, so the way without a key is the way with one. What it says is deterministic and
-says plainly that it is simulated. All but the last four files is pure. Imports nothing of the house.
+says plainly that it is simulated. All but the last four files are pure. Imports nothing of the house.
 """

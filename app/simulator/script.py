@@ -145,6 +145,7 @@ def _material(request: ChatRequest) -> str:
 _FAILED = re.compile(
     r"(?i)\s*(?:error\b|traceback\b|exception\b|\w*(?:error|exception):|(?:the )?\w+ (?:tool )?(?:failed|timed out)\b)"
 )
+_LABEL = re.compile(r"(?i)^error:\s*")
 _SHOWN = 400  # characters of one result
 
 
@@ -161,7 +162,7 @@ def _from_results(asked: Sequence[ToolCall], results: Sequence[Message]) -> str:
 def _sentence(call: ToolCall, result: str) -> str:
     name, text = call.function.name, _plain(result)
     if _FAILED.match(result) or _error_in(result):
-        return f"The {_spoken(name)} tool failed: {_error_in(result) or text}"
+        return f"The {_spoken(name)} tool failed: {_error_in(result) or _LABEL.sub('', text)}"
     if not text:
         return f"The {_spoken(name)} tool had nothing to say."
     if name == "calculator" and re.fullmatch(r"[-+\d.,eE]+", text):

@@ -1,10 +1,12 @@
 """Bounds on what a client may send, before anything reads it.
 
 A body is at most ``max_bytes`` long, comes uncompressed (so that a small one cannot unfold into a huge one), and
-is there within ``timeout_s``: one that never ends is answered, not waited for.
+is there within ``timeout_s``: one that never ends is answered, not waited for. What is refused is read on for a
+moment and thrown away: closing a socket with unread bytes resets it, and the client would never see the reason.
 """
 
 import asyncio
+import contextlib
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -13,6 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import BadRequest, MillraceError, TooLarge, UnsupportedMedia
 
 TIMEOUT_S = 30.0
+
+LINGER_S, LINGER_BYTES = 2.0, 16 * 1024 * 1024
+"""How long, and how much of, a refused body is still read."""
 
 
 class BodyLimit:
@@ -30,6 +35,7 @@ class BodyLimit:
             return
         refusal = self._refusal(Headers(scope=scope))
         if refusal is not None:
+            await _linger(receive)
             await JSONResponse(refusal.body(), refusal.status, headers={"Connection": "close"})(scope, receive, send)
             return
         await self._app(scope, self._bounded(receive), send)
@@ -58,7 +64,19 @@ class BodyLimit:
             read += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if read > self._max_bytes:
+                if not complete:
+                    await _linger(receive)
                 raise self._too_large()
             return message
 
         return bounded
+
+
+async def _linger(receive: Receive) -> None:
+    read, more = 0, True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while more and read < LINGER_BYTES:
+                message = await receive()
+                read += len(message.get("body", b""))
+                more = message.get("more_body", False)

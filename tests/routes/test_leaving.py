@@ -200,16 +200,13 @@ async def test_a_second_reader_keeps_the_run_when_the_first_one_leaves(
         "POST", "/agents/chat/runs", json={"input": "[[tokens=100]] go on"}, headers={"Accept": "text/event-stream"}
     ) as stream:
         run_id = stream.headers["x-run-id"]
-        second = asyncio.create_task(anext_last(replay(client, run_id)))
+        second = asyncio.create_task(last_of(replay(client, run_id)))
         await until(lambda: server.runner.get(run_id, "127.0.0.1").scope.readers == 2)
     assert (await second)["status"] == "completed"
 
 
-async def anext_last(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
-    last: dict[str, Any] = {}
-    async for last in events:
-        pass
-    return last
+async def last_of(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+    return [event async for event in events][-1]
 
 
 async def test_cancelling_twice_or_after_the_end_changes_nothing(client: httpx.AsyncClient) -> None:

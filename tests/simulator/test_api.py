@@ -157,8 +157,9 @@ def test_headers_come_before_the_first_token_unless_they_are_to_wait_too(http: h
 
 
 def test_a_burst_is_flat_out() -> None:
-    with Simulator(tokens_per_second=1) as slow, openai.OpenAI(base_url=slow.base_url, api_key="x") as client:
-        assert len(words(list(streamed(client, "burst=1&tokens=10000")))) == 10_000
+    with Simulator(tokens_per_second=1) as slow:
+        body = asked(stream=True) | {"model": "m?burst=1&tokens=10000"}
+        assert httpx.post(f"{slow.base_url}/chat/completions", json=body).text.count('{"content":') == 10_000
 
 
 # -- three ways to tell -----------------------------------------------------------------------------------------------
@@ -396,7 +397,7 @@ async def test_closing_an_openai_stream_closes_the_connection(
     assert 3 <= simulator.requests[0].tokens_sent < 1000
 
 
-def test_hundreds_of_streams_keep_their_pace(simulator: Simulator) -> None:
+def test_hundreds_of_streams_at_once_all_come_whole(simulator: Simulator) -> None:
     async def one(client: httpx.AsyncClient) -> int:
         body = asked(stream=True) | {"model": "m?tokens=20&tokens_per_second=20"}
         return (await client.post("/chat/completions", json=body)).text.count("data: ")

@@ -75,7 +75,7 @@ def test_results_are_answered_in_the_order_of_the_calls_and_nothing_is_asked_aga
     assert said(user(THREE), *back, tools=TOOLS).splitlines()[2:] == [
         "- Clock (Asia/Tokyo): Thursday, 14:05 in Asia/Tokyo.",
         "- 17*23 = 391.",
-        "- The weather tool failed: Error: the weather service cannot be reached.",
+        "- The weather tool failed: the weather service cannot be reached.",
     ]
 
 
