@@ -1,19 +1,20 @@
 """``assistant``: a LangGraph graph in which a model and its tools take turns until the model has an answer.
 
 The tools of one turn run in parallel. Each call gets a result, in the model's order; a tool that fails gives an
-error result, which the model can read and answer to, and never takes the other calls with it.
+error result, which the model can read and answer to, and never takes the other calls with it. So does a call whose
+arguments are not JSON: LangChain keeps such calls apart, and a graph that looks at ``tool_calls`` alone ends silently.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import BaseTool, ToolException
-from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.prebuilt import ToolNode
 
 SYSTEM = (
     "You are a helpful assistant with tools. Use them where they know better than you; ask for everything you need "
@@ -27,7 +28,7 @@ MAX_STEPS = 50
 def build_assistant(
     model: BaseChatModel, tools: Sequence[BaseTool], *, system: str = SYSTEM
 ) -> CompiledStateGraph[MessagesState, None, MessagesState, MessagesState]:
-    """The graph ``START → model ⇄ tools``, over ``{"messages": […]}``."""
+    """The graph ``START → model ⇄ tools | reject``, over ``{"messages": […]}``."""
     bound = model.bind_tools(tools)
 
     def call(state: MessagesState) -> dict[str, list[BaseMessage]]:
@@ -39,10 +40,33 @@ def build_assistant(
     graph = StateGraph(MessagesState)
     graph.add_node("model", RunnableLambda(call, acall))
     graph.add_node("tools", ToolNode(tools, handle_tool_errors=tool_failed))
+    graph.add_node("reject", reject)
     graph.add_edge(START, "model")
-    graph.add_conditional_edges("model", tools_condition)
+    graph.add_conditional_edges("model", next_nodes, ["tools", "reject", END])
     graph.add_edge("tools", "model")
+    graph.add_edge("reject", "model")
     return graph.compile().with_config(recursion_limit=MAX_STEPS)
+
+
+def next_nodes(state: MessagesState) -> list[str]:
+    """Where the model's message leads: to its calls, sound and broken, or to the end."""
+    last = state["messages"][-1]
+    assert isinstance(last, AIMessage)
+    found = [("tools", last.tool_calls), ("reject", last.invalid_tool_calls)]
+    return [node for node, calls in found if calls] or [END]
+
+
+def reject(state: MessagesState) -> dict[str, list[ToolMessage]]:
+    """An error result for each call whose arguments cannot be read, so that the model can make it anew."""
+    last = state["messages"][-1]
+    assert isinstance(last, AIMessage)
+    said = "Error: the arguments of this call are not valid JSON. Call the tool again with arguments that are."
+    return {
+        "messages": [
+            ToolMessage(said, tool_call_id=call["id"] or "", name=call["name"] or "", status="error")
+            for call in last.invalid_tool_calls
+        ]
+    }
 
 
 def tool_failed(error: Exception) -> str:

@@ -135,6 +135,8 @@ async def test_a_stalled_provider_ends_with_the_runs_deadline_and_what_came_is_k
     [
         ("bad_json=wrong_type", ["error", "error"]),
         ("bad_json=empty", ["error", "error"]),
+        ("bad_json=trailing_comma", ["error", "error"]),
+        ("bad_json=cut_string", ["error", "error"]),
         ("unknown_tool=1", ["ok", "ok", "error"]),
         ("dup_ids=1", ["ok", "ok"]),
         ("lump=1", ["ok", "ok"]),
