@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     )
     run_timeout_s: float = Field(default=300, gt=0, description="How long a whole run may take.")
     heartbeat_s: float = Field(default=5, gt=0, description="An SSE comment after that much silence.")
-    run_retention_s: float = Field(default=600, ge=0, description="How long a finished run stays readable.")
+    run_retention_s: float = Field(default=600, ge=1, description="How long a finished run stays readable.")
     run_max_bytes: int = Field(default=8 * 1024 * 1024, ge=64 * 1024, description="How much one run's log holds.")
     disconnect_grace_s: float = Field(
         default=0, ge=0, description="How long a run goes on without a reader, where the run does not say itself."

@@ -37,7 +37,10 @@ def running(app: FastAPI) -> Iterator[str]:
     """Serve ``app`` and give its address."""
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, lifespan="on")
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+    # The protocol is named, as asyncio sets TCP_NODELAY only where it is.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(512)
         ready = threading.Event()
         thread = threading.Thread(target=_run, args=(server, listener, ready))
         thread.start()

@@ -13,7 +13,7 @@ import enum
 import math
 import pathlib
 import uuid
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import msgspec
@@ -24,9 +24,13 @@ from app.events.event import TYPES, Event
 MAX_DEPTH = 64
 """Deeper values are cut: no reader needs them, and recursion must end."""
 
+MAX_VALUES = 250_000
+"""More values than this are cut: what refers to itself all over would never end, and the event loop waits."""
+
 MAX_BYTES_VALUE = 256 * 1024
 """Binary values over this size travel without their bytes."""
 
+_CUT = {"type": "…"}
 _encoder = msgspec.json.Encoder()
 _LINE_ENDS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))
 
@@ -58,56 +62,97 @@ def one_line(data: bytes) -> bytes:
 
 def text(value: str) -> str:
     """The string with lone surrogates replaced by U+FFFD: they have no UTF-8, and providers do send them."""
+    if type(value) is not str:  # the encoder takes no subclasses, and LangChain's ``message.text`` is one
+        value = str.__str__(value)
     if value.isascii():
         return value
     return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any) -> Any:
     """Any Python value in JSON's types: dict, list, str, int, float, bool, None.
 
     Messages and pydantic models become their fields, bytes ``{"media_type", "base64"}``, integers beyond 64 bits
-    strings, NaN and infinities null, and what has no JSON form ``{"type": its class name}``.
+    strings, NaN and infinities null, and what has no JSON form ``{"type": its class name}``. What holds itself,
+    lies deeper than ``MAX_DEPTH`` or comes after ``MAX_VALUES`` is cut: ``{"type": "…"}``.
     """
-    match value:
-        case None | bool():
-            return value
-        case enum.Enum():
-            return plain(value.value, depth)
-        case str():
-            return text(value)
-        case int():
-            return int(value) if -(2**63) <= value < 2**64 else str(value)
-        case float():
-            return float(value) if math.isfinite(value) else None
-    if depth >= MAX_DEPTH:
-        return {"type": "…"}
-    match value:
-        case bytes() | bytearray() | memoryview():
-            return _binary(bytes(value))
-        case datetime.datetime() | datetime.date() | datetime.time():
-            return value.isoformat()
-        case uuid.UUID() | decimal.Decimal() | pathlib.PurePath():
-            return str(value)
-        case BaseModel():
-            return plain(_fields(value), depth)
-        case msgspec.Struct():
-            return plain(msgspec.structs.asdict(value), depth)
-        case Mapping():
-            return {_key(key): plain(item, depth + 1) for key, item in value.items()}
-        case Sequence() | Set():
-            return [plain(item, depth + 1) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value)]
-        return {name: plain(getattr(value, name), depth + 1) for name in names}
-    return {"type": type(value).__name__}
+    return _Walk().plain(value, 0)
 
 
-def _fields(model: BaseModel) -> Any:
-    try:
-        return model.model_dump()
-    except Exception:  # noqa: BLE001 - a user's model may raise anything; the stream must not end for it
-        return {"type": type(model).__name__}
+class _Walk:
+    """One value's conversion: what holds the place it is at, and how many values may still come."""
+
+    __slots__ = ("_above", "_left")
+
+    def __init__(self) -> None:
+        self._above: set[int] = set()
+        self._left = MAX_VALUES
+
+    def plain(self, value: Any, depth: int) -> Any:
+        self._left -= 1
+        try:
+            match value:
+                case None | bool():
+                    return value
+                case enum.Enum():
+                    return self.plain(value.value, depth + 1)
+                case str():
+                    return text(value)
+                case int():
+                    return int(value) if -(2**63) <= value < 2**64 else str(value)
+                case float():
+                    return float(value) if math.isfinite(value) else None
+            return self._inside(value, depth)
+        except Exception:  # noqa: BLE001 - a user's class may raise anything; the stream must not end for it
+            return {"type": type(value).__name__}
+
+    def _inside(self, value: Any, depth: int) -> Any:
+        if depth >= MAX_DEPTH or id(value) in self._above:
+            return dict(_CUT)
+        self._above.add(id(value))
+        try:
+            return self._opened(value, depth + 1)
+        finally:
+            self._above.discard(id(value))
+
+    def _opened(self, value: Any, depth: int) -> Any:
+        match value:
+            case bytes() | bytearray() | memoryview():
+                return _binary(bytes(value))
+            case datetime.datetime() | datetime.date() | datetime.time():
+                return value.isoformat()
+            case uuid.UUID() | decimal.Decimal() | pathlib.PurePath():
+                return text(str(value))
+            case BaseModel():
+                return self.plain(value.model_dump(warnings=False), depth)
+            case msgspec.Struct():
+                return self._object(msgspec.structs.asdict(value).items(), depth)
+            case Mapping():
+                return self._object(value.items(), depth)
+            case Sequence() | Set():
+                return self._array(value, depth)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            names = [field.name for field in dataclasses.fields(value)]
+            return self._object(((name, getattr(value, name)) for name in names), depth)
+        return {"type": type(value).__name__}
+
+    def _object(self, items: Iterable[tuple[Any, Any]], depth: int) -> dict[str, Any]:
+        shown: dict[str, Any] = {}
+        for key, item in items:
+            if self._left <= 0:
+                shown["…"] = dict(_CUT)
+                break
+            shown[_key(key)] = self.plain(item, depth)
+        return shown
+
+    def _array(self, items: Iterable[Any], depth: int) -> list[Any]:
+        shown: list[Any] = []
+        for item in items:
+            if self._left <= 0:
+                shown.append(dict(_CUT))
+                break
+            shown.append(self.plain(item, depth))
+        return shown
 
 
 def _key(key: Any) -> str:

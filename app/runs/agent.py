@@ -11,6 +11,7 @@ from typing import Any
 from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
+from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.pregel import Pregel
 from pydantic import BaseModel, ValidationError
@@ -42,8 +43,8 @@ class Agent:
         self.configurable = frozenset(configurable)
         self.runnable = runnable.copy({"checkpointer": None}) if isinstance(runnable, Pregel) else runnable
         self.labels = {tool.name: _label(tool) for tool in _tools(self.runnable)}
-        self.input_schema = _schema(self.runnable.get_input_jsonschema)
-        self.output_schema = _schema(self.runnable.get_output_jsonschema)
+        self.input_schema = _input_schema(self.runnable)
+        self.output_schema = _output_schema(self.runnable)
         self.takes_messages = "messages" in self.input_schema.get("properties", {})
         self._input_model = _input_model(self.runnable)
 
@@ -95,6 +96,8 @@ class Agent:
 
     def _validate(self, value: Any) -> None:
         if self._input_model is None:
+            if self.input_schema.get("type") == "object" and not isinstance(value, Mapping):
+                raise _wrong("input", "must be an object")
             return
         try:
             self._input_model.model_validate(value)
@@ -165,13 +168,28 @@ def _refuse_constructors(value: Any, depth: int = 0) -> None:
             _refuse_constructors(item, depth + 1)
 
 
-def _schema(make: Any) -> dict[str, Any]:
-    # Types that pydantic cannot describe are common in users' states; the agent runs all the same.
+def _input_schema(runnable: Runnable[Any, Any]) -> dict[str, Any]:
+    # Types that pydantic cannot describe are common in users' states (on Python 3.11 every typing.TypedDict is one).
+    # The agent runs all the same; what is known of a graph then is the names of its state.
     try:
-        schema: dict[str, Any] = make()
+        return runnable.get_input_jsonschema()
     except Exception:  # noqa: BLE001
+        return _state_schema(runnable, "input_schema")
+
+
+def _output_schema(runnable: Runnable[Any, Any]) -> dict[str, Any]:
+    try:
+        return runnable.get_output_jsonschema()
+    except Exception:  # noqa: BLE001
+        return _state_schema(runnable, "output_schema")
+
+
+def _state_schema(runnable: Runnable[Any, Any], which: str) -> dict[str, Any]:
+    if not isinstance(runnable, CompiledStateGraph):
         return {}
-    return schema
+    builder = runnable.builder
+    names = builder.schemas.get(getattr(builder, which), {})
+    return {"type": "object", "title": runnable.get_name(), "properties": {name: {"title": name} for name in names}}
 
 
 def _input_model(runnable: Runnable[Any, Any]) -> type[BaseModel] | None:

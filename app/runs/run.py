@@ -170,7 +170,7 @@ class Run:
     def expire(self) -> None:
         """Let go of all but the row."""
         self._log = self._result = None
-        self._translator = Translator({}, self.meter)
+        del self._translator, self.meter, self._grammar, self.scope
 
     def _make_result(self, status: Status) -> dict[str, Any]:
         text, message, other = _answer(self._translator.output)

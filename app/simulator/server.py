@@ -114,7 +114,9 @@ class Simulator:
         self.stop()
 
     def _bind(self, port: int) -> socket.socket:
-        listener = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
+        # The protocol is named, as asyncio sets TCP_NODELAY only where it is: else every token waits for an ACK.
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         weakref.finalize(self, listener.close)  # one that is never started gives its port back
         if port:  # past connections may linger on it; a free one is to be nobody else's until we listen
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
