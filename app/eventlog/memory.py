@@ -34,6 +34,7 @@ class MemoryLog(RunLog):
         self._max_bytes = max_bytes
         self._entries: list[Entry] = []
         self._bytes = 0
+        self._firm = 0  # bytes that may not be dropped
         self._last = 0
         self._closed = False
         self._waiting: set[asyncio.Future[None]] = set()
@@ -59,11 +60,15 @@ class MemoryLog(RunLog):
             raise LogClosed(f"{event.type} after the end of the run")
         entry = Entry(self._last + 1, event, codec.encode(event))
         size = len(entry.data) + ENTRY_OVERHEAD
-        if self._bytes + size > self._max_bytes and not self._make_room(size) and not isinstance(event, _CLOSING):
-            raise LogFull(f"the run's log holds {self._max_bytes} bytes that may not be dropped")
+        if self._bytes + size > self._max_bytes:
+            # Known before anything goes: what is refused must not cost a reader the entries it was woken for.
+            if self._firm + size > self._max_bytes and not isinstance(event, _CLOSING):
+                raise LogFull(f"the run's log holds {self._max_bytes} bytes that may not be dropped")
+            self._make_room(size)
         self._last = entry.offset
         self._entries.append(entry)
         self._bytes += size
+        self._firm += 0 if event.droppable else size
         self._closed = isinstance(event, RunFinished)
         self._wake()
         return entry
@@ -95,7 +100,7 @@ class MemoryLog(RunLog):
             if not woken.done():
                 woken.set_result(None)
 
-    def _make_room(self, size: int) -> bool:
+    def _make_room(self, size: int) -> None:
         goal = self._max_bytes * 9 // 10 - size
         kept: list[Entry] = []
         for entry in self._entries:
@@ -104,4 +109,3 @@ class MemoryLog(RunLog):
             else:
                 kept.append(entry)
         self._entries = kept
-        return self._bytes + size <= self._max_bytes

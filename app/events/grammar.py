@@ -49,6 +49,18 @@ _NEXT: dict[type[Event], RunState] = {
     RunResumed: "live",
     RunFinished: "finished",
 }
+_MESSAGE_BEFORE: dict[type[Event], tuple[str | None, ...]] = {
+    MessageStarted: (None, "discarded"),
+    Token: ("started",),
+    Reasoning: ("started",),
+    MessageFinished: ("started",),
+    MessageDiscarded: ("started",),
+}
+_MESSAGE_AFTER: dict[type[Event], str] = {
+    MessageStarted: "started",
+    MessageFinished: "finished",
+    MessageDiscarded: "discarded",
+}
 _TOOL_BEFORE: dict[type[Event], tuple[str | None, ...]] = {
     ToolPending: (None,),
     ToolArgs: ("pending",),
@@ -72,26 +84,22 @@ class Grammar:
 
     def __init__(self) -> None:
         self.state: RunState = "new"
-        self._messages: set[str] = set()
+        self._messages: dict[str, str] = {}
         self._tools: dict[str, str] = {}
 
     def check(self, event: Event) -> None:
-        """Admit the event or raise ``IllegalOrder``."""
+        """Admit the event, or raise ``IllegalOrder`` and stay as it was."""
         self._check_run(event)
         match event:
-            case MessageStarted(message_id=message):
-                self._require(message not in self._messages, event)
-                self._messages.add(message)
-            case Token(message_id=message) | Reasoning(message_id=message):
-                self._require(message in self._messages, event)
-            case MessageFinished(message_id=message) | MessageDiscarded(message_id=message):
-                self._require(message in self._messages, event)
-                self._messages.discard(message)
+            case MessageStarted() | Token() | Reasoning() | MessageFinished() | MessageDiscarded():
+                self._check_message(event, event.message_id)
             case ToolPending() | ToolArgs() | ToolStarted() | ToolProgress() | ToolFinished():
                 self._check_tool(event, event.call_id)
             case RunFinished():
-                open_calls = [call for call, state in self._tools.items() if state != "finished"]
-                self._require(not self._messages and not open_calls, event)
+                open_messages = "started" in self._messages.values()
+                open_calls = any(state != "finished" for state in self._tools.values())
+                self._require(not open_messages and not open_calls, event)
+        self.state = _NEXT.get(type(event), self.state)
 
     def _check_run(self, event: Event) -> None:
         self._require(not isinstance(event, Gap), event)
@@ -104,7 +112,10 @@ class Grammar:
                 self._require(isinstance(event, _WHILE_PAUSED), event)
             case "finished":
                 self._require(False, event)
-        self.state = _NEXT.get(type(event), self.state)
+
+    def _check_message(self, event: Event, message: str) -> None:
+        self._require(self._messages.get(message) in _MESSAGE_BEFORE[type(event)], event)
+        self._messages[message] = _MESSAGE_AFTER.get(type(event), self._messages.get(message, ""))
 
     def _check_tool(self, event: Event, call: str) -> None:
         self._require(self._tools.get(call) in _TOOL_BEFORE[type(event)], event)

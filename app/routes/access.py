@@ -1,10 +1,12 @@
 """Who asks. Without keys, only this machine is served, and the user is the peer's address.
 
-The ``Host`` must name this machine too: a page from elsewhere can make a browser resolve its own name to
-127.0.0.1 (DNS rebinding), and would otherwise speak to the server as the person at the keyboard.
+A browser on this machine also runs pages from elsewhere, which must not speak as the person at the keyboard. So the
+``Host`` must name this machine (a page can have its own name resolve to 127.0.0.1: DNS rebinding), and an ``Origin``,
+which browsers send with every request that starts something, must be the server's own.
 """
 
 import ipaddress
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -28,12 +30,22 @@ class LoopbackOnly:
             await self._app(scope, receive, send)
             return
         peer = (scope.get("client") or ("127.0.0.1", 0))[0]
-        if not (peer == _IN_PROCESS or (_is_loopback(peer) and _names_loopback(Headers(scope=scope).get("host", "")))):
-            error = Forbidden("this server has no keys set, so it serves its own machine only")
+        refusal = _refusal(peer, Headers(scope=scope))
+        if refusal is not None:
+            error = Forbidden(refusal)
             await JSONResponse(error.body(), error.status)(scope, receive, send)
             return
         scope.setdefault("state", {})["user"] = peer
         await self._app(scope, receive, send)
+
+
+def _refusal(peer: str, headers: Headers) -> str | None:
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if peer != _IN_PROCESS and not (_is_loopback(peer) and _names_loopback(host)):
+        return "this server has no keys set, so it serves its own machine only"
+    if origin is not None and urlsplit(origin).netloc != host:
+        return "pages of other origins may not use this server"
+    return None
 
 
 def _is_loopback(address: str) -> bool:

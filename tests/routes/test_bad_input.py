@@ -150,6 +150,19 @@ async def test_a_host_that_is_not_this_machine_is_refused(served: Served, host: 
     assert b'"forbidden"' in answer
 
 
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost.evil.example"]
+)
+async def test_a_page_from_elsewhere_cannot_start_a_run(client: httpx.AsyncClient, origin: str) -> None:
+    answer = await client.post(RUNS, json={"input": "hi"}, headers={"Origin": origin})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+
+
+async def test_the_servers_own_pages_may(client: httpx.AsyncClient, served: Served) -> None:
+    answer = await client.post(RUNS, json={"input": "hi"}, headers={"Origin": served.url})
+    assert answer.status_code == 202
+
+
 async def test_text_that_could_break_a_frame_arrives_whole(client: httpx.AsyncClient) -> None:
     said = "a\r\nb\ndata: x\u2028y\u2029z\u0085\x00end"
     quoted = "".join(f"%{byte:02X}" for byte in said.encode())
