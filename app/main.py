@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
+from openai import DefaultAsyncHttpxClient
 
 from app.routes import errors
 from app.routes.access import LoopbackOnly
@@ -51,8 +52,9 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
     """
     settings = settings or Settings()
     simulator = Simulator(tokens_per_second=settings.simulated_tokens_per_second) if _simulated(settings) else None
+    client = DefaultAsyncHttpxClient()
     served = {
-        **_builtins(settings, simulator),
+        **_builtins(settings, simulator, client),
         **{name: Agent(name, runnable) for name, runnable in (agents or {}).items()},
         **{target.name: _named(target) for target in _targets(settings)},
     }
@@ -68,7 +70,7 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
         title="Millrace",
         version=version("millrace"),
         summary="Serves LangGraph agents as streams that survive production.",
-        lifespan=_lifespan(runner, simulator),
+        lifespan=_lifespan(runner, simulator, client),
     )
     app.state.runner = runner
     app.state.simulator = simulator
@@ -82,7 +84,9 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
     return app
 
 
-def _lifespan(runner: Runner, simulator: Simulator | None) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    runner: Runner, simulator: Simulator | None, client: DefaultAsyncHttpxClient
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if simulator is not None:
@@ -94,6 +98,7 @@ def _lifespan(runner: Runner, simulator: Simulator | None) -> Callable[[FastAPI]
             yield
         finally:
             await runner.close()
+            await client.aclose()
             if simulator is not None:
                 simulator.stop()
 
@@ -104,20 +109,23 @@ def _simulated(settings: Settings) -> bool:
     return settings.chosen_model() == SIMULATED
 
 
-def _builtins(settings: Settings, simulator: Simulator | None) -> dict[str, Agent]:
-    name, model, tools = settings.chosen_model(), _model(settings, simulator), _tools(settings)
+def _builtins(settings: Settings, simulator: Simulator | None, client: DefaultAsyncHttpxClient) -> dict[str, Agent]:
+    name, model, tools = settings.chosen_model(), _model(settings, simulator, client), _tools(settings)
     return {
         agent: Agent(agent, built.build(model, tools), description=built.description, model=name)
         for agent, built in BUILTINS.items()
     }
 
 
-def _model(settings: Settings, simulator: Simulator | None) -> BaseChatModel:
+def _model(settings: Settings, simulator: Simulator | None, client: DefaultAsyncHttpxClient) -> BaseChatModel:
     if simulator is not None:
-        return build_model("openai:simulated", base_url=simulator.base_url)
+        return build_model("openai:simulated", base_url=simulator.base_url, client=client)
     key = settings.openai_api_key
     return build_model(
-        settings.chosen_model(), base_url=settings.openai_base_url, api_key=key.get_secret_value() if key else None
+        settings.chosen_model(),
+        base_url=settings.openai_base_url,
+        api_key=key.get_secret_value() if key else None,
+        client=client,
     )
 
 

@@ -58,6 +58,7 @@ class Scope:
         self.readers = 0
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def bind(self, task: "asyncio.Task[Any]") -> None:
         """From here on an ending cancels this task."""
@@ -67,7 +68,7 @@ class Scope:
 
     def end(self, ending: Ending) -> None:
         """End the run now. The first call counts."""
-        if self.ending is not None:
+        if self.ending is not None or self._closed:
             return
         self.ending = ending
         self._disarm()
@@ -76,13 +77,14 @@ class Scope:
     def attach(self, min_grace_s: float = 0) -> Attachment:
         """A reader arrives. One that is known to come back (an EventSource) has a grace of its own at least."""
         self.readers += 1
-        self._disarm()
+        if self.ending is None:  # else the timer is the one that repeats the cancel
+            self._disarm()
         return Attachment(self, min_grace_s)
 
     def leave(self, min_grace_s: float) -> None:
         """A reader is gone; if it was the last one, the grace begins."""
         self.readers -= 1
-        if self.readers or self.on_disconnect == "continue" or self.ending is not None:
+        if self.readers or self.on_disconnect == "continue" or self.ending is not None or self._closed:
             return
         grace_s = max(self.grace_s, min_grace_s)
         if grace_s <= 0:
@@ -109,6 +111,7 @@ class Scope:
 
     def close(self) -> None:
         """The run is over: nothing can end it any more."""
+        self._closed = True
         self._disarm()
         self._task = None
 

@@ -6,7 +6,6 @@ import decimal
 import enum
 import json
 import pathlib
-import time
 import uuid
 from collections import OrderedDict, UserDict, deque
 from collections.abc import Iterator
@@ -154,8 +153,8 @@ class HostileList(list[Any]):
 
 
 class Faceless:
-    @property
-    def __class__(self) -> type:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         raise RuntimeError("secret")
 
     def __repr__(self) -> str:
@@ -376,12 +375,9 @@ def shared() -> Any:
     "make", [cyclic_list, cyclic_dict, cyclic_objects, cyclic_model, shared, lambda: range(10**15), lambda: [0] * 10**7]
 )
 def test_a_value_that_would_never_end_is_cut(make: Any) -> None:
-    value = make()
-    began = time.monotonic()
-    data = codec.dumps(value)
+    data = codec.dumps(make())
     one_line(data)
     assert len(data) < 16 * 1024 * 1024
-    assert time.monotonic() - began < 30  # without a bound this would not end in years
 
 
 def test_what_holds_itself_shows_where() -> None:

@@ -1,0 +1,259 @@
+"""The log in memory against the plainest model there is: a list of everything that was ever appended."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.eventlog.base import Entry, LogClosed, LogFull
+from app.eventlog.memory import ENTRY_OVERHEAD, MemoryLog
+from app.events import codec
+from app.events.event import (
+    Error,
+    Event,
+    MessageFinished,
+    NodeFinished,
+    RunFinished,
+    State,
+    Token,
+    ToolFinished,
+    ToolStarted,
+    Totals,
+    Usage,
+)
+
+END = RunFinished(ts=0, status="completed", reason=None, usage=Totals(), ttft_ms=None, duration_ms=0)
+CLOSING: list[Event] = [
+    Error(ts=0, code="log_full", message="m", retryable=False),
+    Usage(ts=0, input_tokens=1, output_tokens=1, total_tokens=2, cost_usd=None, estimated=True),
+    MessageFinished(ts=0, message_id="m", role="assistant"),
+    ToolFinished(ts=0, call_id="c", name="f", status="error", output="cut", duration_ms=0),
+    NodeFinished(ts=0),
+    END,
+]
+
+
+def token(size: int = 1) -> Event:
+    return Token(ts=0, text="x" * size, message_id="m")
+
+
+def firm(size: int = 1) -> Event:
+    """An event that may not be dropped, and is no closing one."""
+    return State(ts=0, values="x" * size)
+
+
+def cost(event: Event) -> int:
+    return len(codec.encode(event)) + ENTRY_OVERHEAD
+
+
+def offsets(entries: Sequence[Entry]) -> list[int]:
+    return [entry.offset for entry in entries]
+
+
+def test_offsets_count_from_one_without_a_hole() -> None:
+    log = MemoryLog()
+    assert log.last == 0
+    assert not log.closed
+    assert [log.append(token()).offset for _ in range(5)] == [1, 2, 3, 4, 5]
+    assert log.last == 5
+
+
+def test_an_entry_is_the_event_and_its_json_on_one_line() -> None:
+    log = MemoryLog()
+    event = token()
+    entry = log.append(event)
+    assert entry == (1, event, codec.encode(event))
+    assert log.read(0, 10) == [entry]
+
+
+@pytest.mark.parametrize(
+    ("after", "limit", "expected"),
+    [(0, 10, [1, 2, 3]), (0, 2, [1, 2]), (1, 10, [2, 3]), (2, 1, [3]), (3, 10, []), (99, 10, []), (0, 0, [])],
+)
+def test_a_read_gives_what_lies_over_an_offset(after: int, limit: int, expected: list[int]) -> None:
+    log = MemoryLog()
+    for _ in range(3):
+        log.append(token())
+    assert offsets(log.read(after, limit)) == expected
+
+
+def test_what_was_read_does_not_change_when_more_is_appended() -> None:
+    log = MemoryLog()
+    log.append(token())
+    entries = log.read(0, 10)
+    log.append(token())
+    assert offsets(entries) == [1]
+
+
+def test_nothing_follows_the_terminal_event() -> None:
+    log = MemoryLog()
+    log.append(END)
+    assert log.closed
+    for event in [token(), *CLOSING]:
+        with pytest.raises(LogClosed):
+            log.append(event)
+    assert log.last == 1
+
+
+# The bound
+
+
+def test_at_the_bound_the_oldest_deltas_go_and_a_tenth_is_free_again() -> None:
+    log = MemoryLog(100 * cost(token()))
+    for _ in range(101):
+        log.append(token())
+    kept = offsets(log.read(0, 1000))
+    assert kept == list(range(102 - len(kept), 102))
+    assert 85 <= len(kept) <= 90
+    assert log.size == sum(len(entry.data) + ENTRY_OVERHEAD for entry in log.read(0, 1000))
+
+
+def test_what_may_not_be_dropped_stays_in_its_place_among_what_was() -> None:
+    log = MemoryLog(20 * cost(token()))
+    for number in range(200):
+        log.append(firm(1) if number % 50 == 0 else token())
+    kept = log.read(0, 1000)
+    assert [entry.offset for entry in kept if not entry.event.droppable] == [1, 51, 101, 151]
+    assert offsets(kept) == sorted(offsets(kept))
+    assert offsets(log.read(51, 1)) == [101]
+
+
+def test_what_may_not_be_dropped_and_does_not_fit_is_refused_without_a_trace() -> None:
+    log = MemoryLog(4 * cost(firm(100)))
+    for _ in range(4):
+        log.append(firm(100))
+    before = log.read(0, 100)
+    for event in (firm(100), firm(1), token(1)):
+        with pytest.raises(LogFull):
+            log.append(event)
+    assert log.read(0, 100) == before
+    assert log.last == 4
+
+
+def test_a_refused_event_costs_no_reader_the_deltas_it_has_not_read() -> None:
+    # A reader who is told of an offset must find something there: what it waits for may be long in coming.
+    log = MemoryLog(4 * cost(firm(100)) + cost(token()))
+    for _ in range(4):
+        log.append(firm(100))
+    log.append(token())
+    with pytest.raises(LogFull):
+        log.append(firm(100))
+    assert offsets(log.read(4, 10)) == [5]
+
+
+@pytest.mark.parametrize("event", CLOSING, ids=lambda event: event.type)
+def test_a_full_log_can_still_be_brought_to_its_end(event: Event) -> None:
+    log = MemoryLog(4 * cost(firm(100)))
+    for _ in range(4):
+        log.append(firm(100))
+    assert log.append(event).offset == 5
+    assert offsets(log.read(0, 100)) == [1, 2, 3, 4, 5]
+
+
+def test_the_end_of_a_full_log_drops_deltas_before_it_exceeds_the_bound() -> None:
+    log = MemoryLog(4 * cost(firm(100)) + cost(token()))
+    for _ in range(4):
+        log.append(firm(100))
+    log.append(token())
+    log.append(END)
+    assert offsets(log.read(0, 100)) == [1, 2, 3, 4, 6]
+
+
+def test_a_delta_larger_than_the_whole_bound_is_refused() -> None:
+    log = MemoryLog(1000)
+    with pytest.raises(LogFull):
+        log.append(token(2000))
+    assert log.append(token()).offset == 1
+
+
+EVENTS = st.one_of(
+    st.integers(0, 300).map(token),
+    st.integers(0, 300).map(firm),
+    st.just(ToolStarted(ts=0, call_id="c", name="f", args={})),
+    st.sampled_from(CLOSING[:-1]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(EVENTS, max_size=60), st.integers(300, 6000), st.booleans())
+def test_the_log_is_a_list_that_forgets_only_deltas(events: list[Event], bound: int, ends: bool) -> None:
+    log = MemoryLog(bound)
+    model: list[Entry] = []
+    for event in [*events, END] if ends else events:
+        before = log.read(0, 1000)
+        try:
+            entry = log.append(event)
+        except LogFull:
+            assert event not in CLOSING
+            assert log.read(0, 1000) == before
+            continue
+        model.append(entry)
+        kept = log.read(0, 1000)
+        assert entry.offset == len(model) == log.last
+        assert kept[-1] == entry
+        assert log.size == sum(len(one.data) + ENTRY_OVERHEAD for one in kept)
+        assert log.size <= bound or not any(one.event.droppable for one in kept)
+        assert all(one is model[one.offset - 1] for one in kept)
+        assert [one for one in kept if not one.event.droppable] == [one for one in model if not one.event.droppable]
+        for after in range(len(model) + 2):
+            expected = [one for one in kept if one.offset > after]
+            assert log.read(after, 1000) == expected
+            assert log.read(after, 2) == expected[:2]
+
+
+# Waiting
+
+
+async def test_waiting_for_what_is_there_returns_at_once() -> None:
+    log = MemoryLog()
+    log.append(token())
+    with pytest.raises(StopIteration):
+        log.wait(0).send(None)
+
+
+async def test_an_append_wakes_everybody_who_waits_for_it() -> None:
+    log = MemoryLog()
+    waiting = [asyncio.create_task(log.wait(0)) for _ in range(10)]
+    await asyncio.sleep(0)
+    log.append(token())
+    async with asyncio.timeout(10):
+        await asyncio.gather(*waiting)
+
+
+async def test_who_waits_for_a_later_event_sleeps_on() -> None:
+    log = MemoryLog()
+    waiting = asyncio.create_task(log.wait(2))
+    for _ in range(2):
+        log.append(token())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    log.append(token())
+    async with asyncio.timeout(10):
+        await waiting
+
+
+async def test_the_end_wakes_who_waits_for_more_than_there_will_be() -> None:
+    log = MemoryLog()
+    waiting = asyncio.create_task(log.wait(99))
+    await asyncio.sleep(0)
+    log.append(END)
+    async with asyncio.timeout(10):
+        await waiting
+        await log.wait(99)
+
+
+async def test_a_waiter_that_is_cancelled_in_the_very_step_of_the_append_disturbs_nobody() -> None:
+    log = MemoryLog()
+    first, second = (asyncio.create_task(log.wait(0)) for _ in range(2))
+    await asyncio.sleep(0)
+    log.append(token())
+    first.cancel()
+    async with asyncio.timeout(10):
+        await asyncio.wait([first, second])
+    assert first.cancelled()
+    assert second.result() is None
+    log.append(token())
+    assert log.last == 2
