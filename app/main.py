@@ -6,11 +6,15 @@ closed in the reverse order. To embed it, pass the settings and the agents. To d
     uvicorn app.main:create_app --factory
 """
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from fastapi import FastAPI
@@ -95,7 +99,8 @@ def _lifespan(
                 "no provider is set: answers are SIMULATED. Set OPENAI_API_KEY or OPENAI_BASE_URL for a model."
             )
         try:
-            yield
+            with _before_exit(runner.stop):
+                yield
         finally:
             await runner.close()
             await client.aclose()
@@ -103,6 +108,34 @@ def _lifespan(
                 simulator.stop()
 
     return lifespan
+
+
+@contextmanager
+def _before_exit(stop: Callable[[], None]) -> Iterator[None]:
+    """Call ``stop`` on SIGINT and SIGTERM, before the server's own handler.
+
+    uvicorn waits for open streams first and ends the lifespan after them; but a stream ends with its run. So the runs
+    are ended as soon as the signal is there, and every reader gets its terminal event.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    chained = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(stop)
+        following = chained[signal.Signals(number)]
+        if callable(following):
+            following(number, frame)
+
+    for number in chained:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, following in chained.items():
+            signal.signal(number, following)
 
 
 def _simulated(settings: Settings) -> bool:

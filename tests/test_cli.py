@@ -194,3 +194,22 @@ def test_settings_are_shown_with_value_default_and_meaning_and_no_key(tmp_path: 
         shown = name.upper() if name.startswith("openai_") else f"MILLRACE_{name.upper()}"
         assert shown in output
     assert re.search(r"MILLRACE_HEARTBEAT_S\s+7.0\s+5", output)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_ends_its_streams_with_their_last_event(
+    tmp_path: Path, provider: Simulator, number: signal.Signals
+) -> None:
+    with served(cwd=tmp_path, OPENAI_BASE_URL=provider.base_url) as (url, process, lines):
+        body = {"input": "[[first_token_s=60]] think"}
+        with httpx.stream(
+            "POST", f"{url}/agents/chat/runs", json=body, headers={"Accept": "text/event-stream"}
+        ) as stream:
+            read = stream.iter_lines()
+            while next(read) != "event: run.started":
+                pass
+            process.send_signal(number)
+            rest = "\n".join(read)
+        assert '"status":"cancelled","reason":"shutdown"' in rest
+        process.wait(30)
+        assert not any("Traceback" in line for line in lines)

@@ -74,21 +74,23 @@ def _status(status: int, retry_after_ms: int | None) -> Failure:
 
 
 def _retry_after_ms(error: BaseException) -> int | None:
-    headers = getattr(getattr(error, "response", None), "headers", {})
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
     try:
         if "retry-after-ms" in headers:
-            return int(float(headers["retry-after-ms"]))
-        return int(float(headers["retry-after"]) * 1000) if "retry-after" in headers else None
-    except ValueError:  # an HTTP date: rare here, and waiting longer is harmless
+            wait_ms = int(float(headers["retry-after-ms"]))
+        else:
+            wait_ms = int(float(headers["retry-after"]) * 1000) if "retry-after" in headers else -1
+    except (ValueError, OverflowError):  # an HTTP date: rare here, and waiting longer is harmless; or "inf"
         return None
+    return wait_ms if wait_ms >= 0 else None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
+def _chain(error: BaseException | None, seen: set[int] | None = None) -> Iterator[BaseException]:
+    seen = set() if seen is None else seen
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
         if isinstance(error, BaseExceptionGroup):
             for inner in error.exceptions:
-                yield from _chain(inner)
+                yield from _chain(inner, seen)
         error = error.__cause__ or error.__context__

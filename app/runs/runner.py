@@ -150,11 +150,15 @@ class Runner:
         """Runs whose task is still going."""
         return len(self._tasks)
 
-    async def close(self) -> None:
-        """Refuse new runs, cancel those that are going, and wait until their logs are closed."""
+    def stop(self) -> None:
+        """Refuse new runs and cancel those that are going."""
         self._closing = True
         for run_id in list(self._tasks):
             self._runs[run_id].scope.end(Ending("cancelled", "shutdown"))
+
+    async def close(self) -> None:
+        """Stop, and wait until every log is closed."""
+        self.stop()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _drive(self, run: Run, value: Any, config: RunnableConfig, timeout_s: float, tap: Tap | None) -> Outcome:
