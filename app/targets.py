@@ -212,7 +212,7 @@ def _installed(requirement: str) -> bool:
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise TargetError(
-            f"{name!r} cannot be a name: it becomes part of the URL, so it is up to 64 of a-z, 0-9, _ and -, "
+            f"{name!r} cannot be a name: it becomes part of the URL, so it is up to 64 letters, digits, _, - and ., "
             "and starts with a letter or digit"
         )
     return name

@@ -251,7 +251,7 @@ def test_state_classes_of_a_file_survive_pickling(millrace: Millrace, tmp_path: 
     [
         ("my_agents:graph", "it has no name; write NAME=MODULE:ATTR, as in support=my_agents:graph"),
         ("=my_agents:graph", "'' cannot be a name: it becomes part of the URL"),
-        ("Support=my_agents:graph", "'Support' cannot be a name"),
+        ("sup/port=my_agents:graph", "'sup/port' cannot be a name"),
         ("a/b=my_agents:graph", "'a/b' cannot be a name"),
         (f"{'x' * 65}=my_agents:graph", "cannot be a name"),
         ("support=my_agents", "it names no attribute; write MODULE:ATTR or path/to/file.py:ATTR"),
