@@ -54,7 +54,7 @@ def branches(base_url: str, count: int = 3) -> Runnable[Any, Any]:
 def tool_caller(tools: list[BaseTool], calls: list[dict[str, Any]]) -> Runnable[Any, Any]:
     """A graph that makes these calls, without a model."""
 
-    async def ask(_: MessagesState) -> State:
+    async def ask(state: MessagesState) -> State:
         return {"messages": [AIMessage("", tool_calls=[{**call, "type": "tool_call"} for call in calls])]}
 
     async def tell(state: MessagesState) -> State:

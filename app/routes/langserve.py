@@ -2,35 +2,230 @@
 
 LangServe does the talking; every call it makes is a run (``runs.runnable``). What it leaves open is closed here,
 around each of its routes: the body is read by the same strict reader as everywhere, ``configurable`` is refused but
-for what an agent declares, the client's leaving ends the work (LangServe ignores it for ``invoke`` and ``batch``),
-a stream tells its run's id in its headers, and an error that was told in a stream is not raised a second time,
-which would break the connection under a client that wants to use it again.
+for what an agent declares, and the client's leaving ends the work (LangServe ignores it for ``invoke`` and
+``batch``). Its streams go out by our own transport, not by sse-starlette, whose streams all hang on one event for
+the whole process: two servers in a process would break each other, and a signal would cut every stream at once.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any, ClassVar, cast
+from urllib.parse import urlsplit
 from uuid import uuid4
 
+import anyio
 import orjson
 from fastapi import APIRouter
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from langserve import add_routes
 from langserve.serialization import WellKnownLCSerializer
 from pydantic import BaseModel
-from sse_starlette.sse import AppStatus
-from starlette.requests import Request
-from starlette.types import Message, Receive, Scope, Send
+from sse_starlette import EventSourceResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
-from app.errors import InvalidInput
+from app.errors import InvalidInput, MillraceError, RunFailed
 from app.events import codec
 from app.protocols import native
+from app.protocols.frame import Frame
+from app.routes import errors
 from app.routes.stream import run_headers
 from app.runs.agent import Agent
-from app.runs.runnable import AgentRunnable, calling
+from app.runs.runnable import AgentRunnable, Caller, caller
 from app.runs.runner import Runner
-from app.transports.disconnect import until_disconnect
-from app.transports.sse import HEADERS
+from app.transports.disconnect import ClientLeft, until_disconnect
+from app.transports.sse import EndOfFrames, EventStream
+
+logger = logging.getLogger("millrace.langserve")
+
+PAGE = "/playground/"
+"""Where a request comes from that LangServe's own page sends, by its ``Referer``."""
+
+Serve = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def langserve_routes(runner: Runner, *, heartbeat_s: float = 5.0) -> APIRouter:
+    """``/agents/{agent}/…`` as LangServe serves it, for every agent."""
+    router = APIRouter()
+    for agent in runner.agents.values():
+        router.route_class = _route_class(agent, heartbeat_s)
+        add_routes(
+            router,
+            AgentRunnable(runner, agent),
+            path=f"/agents/{agent.name}",
+            config_keys=("configurable",) if agent.configurable else (),
+            per_req_config_modifier=_with_run_id,
+            serializer=WireSerializer(),
+        )
+    return router
+
+
+def _route_class(served: Agent, heartbeat: float) -> type[APIRoute]:
+    class Route(CallRoute):
+        agent = served
+        heartbeat_s = heartbeat
+
+    return Route
+
+
+class CallRoute(APIRoute):
+    """One of LangServe's routes, with a run's manners."""
+
+    agent: ClassVar[Agent]
+    heartbeat_s: ClassVar[float]
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if "{config_hash}" in path:  # the playground's share links; each route would be described twice
+            options["include_in_schema"] = False
+        super().__init__(path, endpoint, **options)
+
+    @override
+    def get_route_handler(self) -> Serve:
+        """See the module."""
+        serve = super().get_route_handler()
+
+        async def call(request: Request) -> Response:
+            if request.method != "POST":
+                return await serve(request)
+            try:
+                return await self._call(serve, request)
+            except (ClientDisconnect, ClientLeft):
+                return Response(status_code=204)
+            except (MillraceError, HTTPException, RequestValidationError):
+                raise
+            except Exception:
+                # Raised further, it would be answered all the same, and then break the connection.
+                logger.exception("%s failed", request.url.path)
+                raise MillraceError("The server failed on this request; its log has the details.") from None
+
+        return call
+
+    async def _call(self, serve: Serve, request: Request) -> Response:
+        batch = self.path.endswith("/batch")
+        sent = _check(native.parse_json(await request.body()), self.agent, batch=batch)
+        # A batch's items have an id each, which LangServe gives them.
+        request.state.run_id = None if batch else str(uuid4())
+        who = Caller(request.state.user, at_playground=urlsplit(request.headers.get("referer", "")).path.endswith(PAGE))
+        caller.set(who)
+        with ExitStack() as leaving:
+            leaving.callback(who.close)
+            try:
+                response = await until_disconnect(serve(_Checked(request, sent)), request.receive)
+                if isinstance(response, EventSourceResponse):
+                    stream = await _Stream.begun(response, who, request.state.run_id, self.heartbeat_s)
+                    leaving.pop_all()
+                    return stream
+            except RunFailed as error:
+                response = errors.response(error)
+        if not batch:
+            response.headers.update(run_headers(request.state.run_id))
+        return response
+
+
+class _Checked(Request):
+    """A request whose body is read already, by a stricter reader than LangServe's."""
+
+    def __init__(self, request: Request, sent: Any) -> None:
+        super().__init__(request.scope, request.receive)
+        self._sent = sent
+
+    @override
+    async def json(self) -> Any:
+        return self._sent
+
+
+class _Stream(EventStream):
+    """LangServe's stream as every stream of ours is sent; its client is a reader until it is closed."""
+
+    def __init__(self, frames: "_Frames", who: Caller, run_id: str, heartbeat_s: float) -> None:
+        super().__init__(frames, heartbeat_s=heartbeat_s, headers=run_headers(run_id), on_close=who.close)
+        self._frames = frames
+        self._who = who
+
+    @classmethod
+    async def begun(cls, response: EventSourceResponse, who: Caller, run_id: str, heartbeat_s: float) -> "_Stream":
+        """The stream with its run started. Raises what refused the run, while there is a status to say it by."""
+        frames = _Frames(cast("AsyncGenerator[dict[str, str], None]", response.body_iterator))
+        await frames.begin()
+        if not who.runs and frames.failure is not None:
+            await frames.aclose()
+            raise frames.failure
+        return cls(frames, who, run_id, heartbeat_s)
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the run ends, the client leaves, or it lags too far: then the connection is broken off."""
+        try:
+            with anyio.CancelScope() as sending:
+                self._who.on_overflow = sending.cancel
+                await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._frames.aclose()
+
+
+class _Frames:
+    """LangServe's items as frames; see ``transports.sse.FrameSource``. ``failure`` is what ended them, told by one.
+
+    The items are read by a task: a heartbeat cancels the read, and a cancelled generator would be at its end.
+    """
+
+    def __init__(self, items: AsyncGenerator[dict[str, str], None]) -> None:
+        self.failure: Exception | None = None
+        self._items = items
+        self._next: asyncio.Task[Frame | None] | None = None
+
+    async def begin(self) -> None:
+        """Run up to the first wait: the run is started there, or refused."""
+        self._next = asyncio.create_task(self._advance())
+        await asyncio.sleep(0)
+
+    async def read(self) -> Sequence[Frame]:
+        """The next frame."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._advance())
+        await asyncio.wait((self._next,))
+        frame, self._next = self._next.result(), None
+        if frame is None:
+            raise EndOfFrames
+        return (frame,)
+
+    async def aclose(self) -> None:
+        """Let go of the generator. It would answer a plain close with another item, which Python forbids."""
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.gather(self._next, return_exceptions=True)
+        with suppress(asyncio.CancelledError, StopAsyncIteration):
+            await self._items.athrow(asyncio.CancelledError())
+        await self._items.aclose()
+
+    async def _advance(self) -> Frame | None:
+        if self.failure is not None:
+            return None
+        item = await anext(self._items, None)
+        if item is None:
+            return None
+        if item["event"] != "error":
+            return Frame(None, item["event"], item.get("data", "").encode())
+        try:
+            await anext(self._items)  # having told of the error, it raises it
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told once, by this frame
+            self.failure = error
+        return Frame(None, "error", orjson.dumps(_told(self.failure)))
+
+
+def _told(failure: Exception | None) -> dict[str, Any]:
+    """An error frame's data: LangServe's two keys, and the contract's code."""
+    if not isinstance(failure, MillraceError):
+        logger.error("a stream failed", exc_info=failure)
+        failure = MillraceError("The server failed on this request; its log has the details.")
+    return {"status_code": failure.status, "message": str(failure), "code": failure.reason}
 
 
 class WireSerializer(WellKnownLCSerializer):
@@ -46,114 +241,44 @@ class WireSerializer(WellKnownLCSerializer):
         return codec.one_line(data)
 
 
-class CallRoute(APIRoute):
-    """One of LangServe's routes, with a run's manners."""
-
-    agents: ClassVar[Mapping[str, Agent]]
-
-    @override
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; see the module."""
-        if scope["method"] != "POST":
-            await super().handle(scope, receive, send)
-            return
-        body = await Request(scope, receive).body()
-        _check(body, self.agents[self.path.split("/")[2]])
-        run_id = str(uuid4())
-        scope["state"]["run_id"] = run_id
-        reply = _Reply(send, {} if self.path.endswith("/batch") else run_headers(run_id))
-        # sse-starlette keeps one event for the whole process, bound to the loop that first waited for it: a second
-        # server in the process (a notebook's, a test's) would fail on it.
-        AppStatus.should_exit_event = None
-        with calling(scope["state"]["user"]):
-            try:
-                await until_disconnect(super().handle, body, scope, receive, reply.send)
-            except* Exception as group:  # noqa: BLE001 - whatever it is, it is told once: by a frame or by a status
-                if not reply.started:
-                    raise _first(group) from None
-                await reply.end()
-
-
-class _Reply:
-    """The response on its way out: headers added, and a failure after its start turned into its end."""
-
-    def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
-        self._send = send
-        self._headers = headers
-        self._ended = False
-        self.started = False
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.started = True
-            message = {**message, "headers": list(self._with_ours(message["headers"]))}
-        elif message["type"] == "http.response.body":
-            self._ended = not message.get("more_body", False)
-        await self._send(message)
-
-    async def end(self) -> None:
-        """Close the response properly: the error's frame is out already."""
-        if not self._ended:
-            await self.send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    def _with_ours(self, headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
-        ours = dict(self._headers)
-        stream = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
-        if stream:
-            ours |= HEADERS
-        names = {name.lower().encode() for name in ours}
-        yield from ((name, value) for name, value in headers if name not in names)
-        yield from ((name.lower().encode(), value.encode()) for name, value in ours.items())
-
-
-def langserve_routes(runner: Runner) -> APIRouter:
-    """``/agents/{agent}/…`` as LangServe serves it, for every agent."""
-
-    class Route(CallRoute):
-        agents = runner.agents
-
-    router = APIRouter(route_class=Route)
-    for agent in runner.agents.values():
-        add_routes(
-            router,
-            AgentRunnable(runner, agent),
-            path=f"/agents/{agent.name}",
-            config_keys=("configurable",) if agent.configurable else (),
-            disabled_endpoints=None if agent.configurable else ["config_hashes"],
-            per_req_config_modifier=_with_run_id,
-            serializer=WireSerializer(),
-        )
-    return router
-
-
-def _with_run_id(config: dict[str, Any], request: Request) -> dict[str, Any]:
-    return {**config, "run_id": request.state.run_id}
-
-
-def _check(body: bytes, agent: Agent) -> None:
-    """The body is JSON, and asks for nothing that clients may not set. Raises ``BadRequest``, ``InvalidInput``.
-
-    Of the rest of a client's config LangServe itself takes nothing: callbacks, recursion limits, tags.
-    """
-    parsed = native.parse_json(body)
-    configs = parsed.get("config") if isinstance(parsed, dict) else None
-    for config in configs if isinstance(configs, list) else [configs]:
-        asked = config.get("configurable") if isinstance(config, dict) else None
-        refused = sorted(set(asked or ()) - agent.configurable) if isinstance(asked, dict) else []
-        if refused:
-            message = f"config.configurable.{refused[0]} cannot be set for agent {agent.name!r}"
-            detail = [{"field": f"config.configurable.{name}", "message": "cannot be set"} for name in refused]
-            raise InvalidInput(message, detail=detail)
-
-
 def _default(value: Any) -> Any:
     return value.model_dump() if isinstance(value, BaseModel) else codec.plain(value)
 
 
-def _first(group: BaseExceptionGroup[Any]) -> Exception:
-    """The error itself, out of the task groups it came through."""
-    error: Any = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, Exception)
-    return error
+def _with_run_id(config: dict[str, Any], request: Request) -> dict[str, Any]:
+    return {**config, "run_id": request.state.run_id} if request.state.run_id else config
+
+
+def _check(sent: Any, agent: Agent, *, batch: bool) -> Any:
+    """The body has LangServe's shape, and asks for nothing that clients may not set. Raises ``InvalidInput``.
+
+    Of the rest of a client's config LangServe itself takes nothing: callbacks, recursion limits, tags.
+    """
+    if not isinstance(sent, dict):
+        raise _wrong("", "the body must be an object")
+    if batch and not isinstance(sent.get("inputs"), list):
+        raise _wrong("inputs", "must be a list")
+    if sent.get("config") is None:
+        sent["config"] = {}
+    config = sent["config"]
+    if batch and isinstance(config, list) and len(config) != len(sent["inputs"]):
+        raise _wrong("config", "must be one object, or a list with one for each of the inputs")
+    for one in config if batch and isinstance(config, list) else [config]:
+        _check_configurable(one.get("configurable") if isinstance(one, dict) else None, agent)
+    return sent
+
+
+def _check_configurable(asked: Any, agent: Agent) -> None:
+    if asked is None:
+        return
+    if not isinstance(asked, dict):
+        raise _wrong("config.configurable", "must be an object")
+    # What starts with "__" or "checkpoint_" is LangGraph's own, in the config of every step of a client's graph.
+    refused = sorted(one for one in set(asked) - agent.configurable if not one.startswith(("__", "checkpoint_")))
+    if refused:
+        detail = [{"field": f"config.configurable.{name}", "message": "cannot be set"} for name in refused]
+        raise InvalidInput(f"{detail[0]['field']} cannot be set for agent {agent.name!r}", detail=detail)
+
+
+def _wrong(field: str, problem: str) -> InvalidInput:
+    return InvalidInput(f"{field} {problem}".strip(), detail=[{"field": field, "message": problem}])

@@ -7,14 +7,17 @@ is served as a copy without one, since a run without a thread has nowhere to kee
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
-from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage, convert_to_messages
-from langchain_core.runnables import Runnable
+from langchain_core.language_models import BaseChatModel, BaseLLM
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, convert_to_messages
+from langchain_core.runnables import Runnable, RunnablePassthrough, RunnableSequence
 from langchain_core.tools import BaseTool
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.pregel import Pregel
 from pydantic import BaseModel, ValidationError
+from typing_extensions import is_typeddict
 
 from app.errors import InvalidInput
 
@@ -41,12 +44,13 @@ class Agent:
         self.description = description
         self.model = model
         self.configurable = frozenset(configurable)
-        self.runnable = runnable.copy({"checkpointer": None}) if isinstance(runnable, Pregel) else runnable
+        self.runnable = _served(runnable)
         self.labels = {tool.name: _label(tool) for tool in _tools(self.runnable)}
         self.input_schema = _input_schema(self.runnable)
         self.output_schema = _output_schema(self.runnable)
         self.takes_messages = "messages" in self.input_schema.get("properties", {})
         self._input_model = _input_model(self.runnable)
+        self._takes_parts = _takes_parts(self.runnable)
 
     @property
     def takes_text(self) -> bool:
@@ -79,7 +83,7 @@ class Agent:
         """
         if value is None or value in ("", [], {}) or (isinstance(value, str) and not value.strip()):
             raise _wrong("input", "is empty; send a text, a list of messages, or an object of the agent's input schema")
-        _refuse_constructors(value)
+        refuse_constructors(value)
         if isinstance(value, str):
             value = self._from_text(value)
         elif isinstance(value, Mapping) and self.takes_messages and "messages" in value:
@@ -102,7 +106,28 @@ class Agent:
         try:
             self._input_model.model_validate(value)
         except ValidationError as error:
-            raise InvalidInput("the input does not fit the agent's schema", detail=_fields(error)) from None
+            problems = _problems(error, may_miss=self._takes_parts and self._knows_a_key(value))
+            if problems:
+                raise InvalidInput("the input does not fit the agent's schema", detail=problems) from None
+        except Exception:  # noqa: BLE001 - a user's validator may raise anything
+            raise _wrong("input", "does not fit the agent's schema") from None
+
+    def _knows_a_key(self, value: Any) -> bool:
+        return isinstance(value, Mapping) and not value.keys().isdisjoint(self.input_schema.get("properties", ()))
+
+
+def _served(runnable: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    """The runnable, in a form that tells LangChain's event stream of its input and output.
+
+    LangChain's own do so. A user's class need not; and the start of a text-completion model is not told to the event
+    stream while there is a callback that runs inline, as ours does (langchain-core 1.7).
+    """
+    if isinstance(runnable, Pregel):
+        return runnable.copy({"checkpointer": None})
+    theirs = type(runnable).__module__.startswith(("langchain", "langgraph", "langserve"))
+    if isinstance(runnable, BaseChatModel | BaseTool) or (theirs and not isinstance(runnable, BaseLLM)):
+        return runnable
+    return RunnableSequence(runnable, RunnablePassthrough(), name=runnable.get_name())
 
 
 def read_messages(value: Any) -> list[AnyMessage]:
@@ -134,9 +159,12 @@ def _read_message(value: Any, field: str) -> AnyMessage:
     if not isinstance(content, str | list | None):
         raise _wrong(f"{field}.content", "must be a text or a list of content blocks")
     try:
-        return convert_to_messages([{**value, "content": content or ""}])[0]  # type: ignore[return-value]
-    except (ValueError, TypeError, KeyError, NotImplementedError):
+        message = convert_to_messages([{**value, "content": content or ""}])[0]
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError):
         raise _wrong(field, f"is no valid {role} message") from None
+    if message.id is None and isinstance(message, AIMessage):
+        message.id = str(uuid4())  # else a graph that hands the history on would seem to have said it
+    return message  # type: ignore[return-value]
 
 
 def _is_pair(value: Any) -> bool:
@@ -147,25 +175,30 @@ def _wrong(field: str, problem: str) -> InvalidInput:
     return InvalidInput(f"{field} {problem}", detail=[{"field": field, "message": problem}])
 
 
-def _fields(error: ValidationError) -> list[dict[str, str]]:
+def _problems(error: ValidationError, *, may_miss: bool) -> list[dict[str, str]]:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
     return [
         {"field": ".".join(("input", *map(str, one["loc"]))), "message": one["msg"]}
-        for one in error.errors(include_url=False, include_context=False, include_input=False)[:20]
-    ]
+        for one in found
+        if not (may_miss and one["type"] == "missing" and len(one["loc"]) == 1)
+    ][:20]
 
 
-def _refuse_constructors(value: Any, depth: int = 0) -> None:
-    """``{"lc": 1, "type": "constructor"}`` is revived into objects by some of LangChain's loaders (CVE-2025-68664)."""
+def refuse_constructors(value: Any, field: str = "input", depth: int = 0) -> None:
+    """``{"lc": 1, "type": "constructor"}`` is revived into objects by some of LangChain's loaders (CVE-2025-68664).
+
+    Raises ``InvalidInput``, also for what is nested too deep to be looked through.
+    """
     if depth > MAX_INPUT_DEPTH:
-        raise _wrong("input", f"is nested deeper than {MAX_INPUT_DEPTH} levels")
+        raise _wrong(field, f"is nested deeper than {MAX_INPUT_DEPTH} levels")
     if isinstance(value, Mapping):
         if "lc" in value and "type" in value:
-            raise _wrong("input", "holds a serialized LangChain object (a key 'lc'); send plain JSON")
+            raise _wrong(field, "holds a serialized LangChain object (a key 'lc'); send plain JSON")
         for item in value.values():
-            _refuse_constructors(item, depth + 1)
+            refuse_constructors(item, field, depth + 1)
     elif isinstance(value, list | tuple):
         for item in value:
-            _refuse_constructors(item, depth + 1)
+            refuse_constructors(item, field, depth + 1)
 
 
 def _input_schema(runnable: Runnable[Any, Any]) -> dict[str, Any]:
@@ -198,6 +231,11 @@ def _input_model(runnable: Runnable[Any, Any]) -> type[BaseModel] | None:
     except Exception:  # noqa: BLE001
         return None
     return model if issubclass(model, BaseModel) else None
+
+
+def _takes_parts(runnable: Runnable[Any, Any]) -> bool:
+    """LangGraph takes any part of a state that is a TypedDict, though its schema calls every key required."""
+    return isinstance(runnable, CompiledStateGraph) and is_typeddict(runnable.builder.input_schema)
 
 
 def _takes_string(schema: Mapping[str, Any]) -> bool:

@@ -90,11 +90,11 @@ class Run:
         """Everything that happens in the run passes here, once. Raises ``LogFull``."""
         if self._log is None or self._log.closed:
             return
-        if self._grammar is not None:
+        self.last_event_id = self._log.append(event).offset
+        if self._grammar is not None:  # after the log, which may have refused the event
             self._grammar.check(event)
         if self.ttft_ms is None and isinstance(event, Token | Reasoning):
             self.ttft_ms = self._elapsed_ms()
-        self.last_event_id = self._log.append(event).offset
 
     def finish(self, ending: Ending, failure: Failure | None = None) -> None:
         """Write the end: close what is open, account, say what failed, and append the terminal event. Once."""
@@ -146,6 +146,11 @@ class Run:
             raise RunExpired("the run is over and its result is no longer kept")
         return self._result
 
+    @property
+    def returned(self) -> bool:
+        """Whether the runnable itself came to its end."""
+        return self._translator.ended
+
     def output(self) -> Any:
         """What the runnable itself returned, in Python's objects; ``None`` when it did not come to an end."""
         return self._translator.output
@@ -168,7 +173,9 @@ class Run:
         }
 
     def expire(self) -> None:
-        """Let go of all but the row."""
+        """Let go of all but the row. Twice is once."""
+        if self._log is None:
+            return
         self._log = self._result = None
         del self._translator, self.meter, self._grammar, self.scope
 
@@ -200,15 +207,19 @@ _WITHOUT_RESULT: dict[Status, str] = {
 
 def _answer(output: Any) -> tuple[str | None, Any, Any]:
     """``(text, message, object)`` of what a runnable returned: text is the last message's where there is one."""
-    match output:
-        case None:
-            return None, None, None
-        case str():
-            return codec.text(output), None, None
-        case BaseMessage():
-            return codec.text(output.text), codec.plain(output), None
+    try:
+        last = _last_message(output)
+        text = last if isinstance(last, str) else last.text if last is not None else None
+    except Exception:  # noqa: BLE001 - a user's class may raise anything; the run must have its end
+        last = text = None
+    if text is None:
+        return None, None, codec.plain(output)
+    return codec.text(text), None if isinstance(last, str) else codec.plain(last), None
+
+
+def _last_message(output: Any) -> str | BaseMessage | None:
+    if isinstance(output, str | BaseMessage):
+        return output
     messages = output.get("messages") if isinstance(output, dict) else getattr(output, "messages", None)
     last = messages[-1] if isinstance(messages, list) and messages else None
-    if isinstance(last, AIMessage):
-        return codec.text(last.text), codec.plain(last), None
-    return None, None, codec.plain(output)
+    return last if isinstance(last, AIMessage) else None

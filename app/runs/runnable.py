@@ -6,60 +6,66 @@ and ended with its client. Who asks is in ``caller``, a context variable that th
 its config hook adds on the way to a batch.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+import asyncio
+import copy
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, cast
-from uuid import UUID
+from typing import Any
+from uuid import UUID, uuid4
 
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessageChunk, message_chunk_to_message
+from langchain_core.prompt_values import ChatPromptValueConcrete, StringPromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.utils import ConfigurableFieldSpec, _RootEventFilter
-from langchain_core.tracers.log_stream import LogStreamCallbackHandler, RunLogPatch, _astream_log_implementation
-from pydantic import RootModel, model_validator
+from langchain_core.tracers.log_stream import RunLogPatch
+from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError, create_model, model_serializer, model_validator
 from typing_extensions import override
 
 from app.errors import RunFailed
 from app.events.request import RunRequest
-from app.runs.agent import Agent
+from app.runs.agent import MAX_INPUT_DEPTH, Agent
 from app.runs.run import Run
+from app.runs.runlog import Output, Steps, Sum, Words, is_chunk, readable
 from app.runs.runner import Runner
 from app.runs.scope import Attachment
 from app.runs.tap import Tap
 
 
 class Caller:
-    """Whoever sent the request being served; leaving it leaves every run it reads."""
+    """Whoever sent the request being served: a reader of every run it starts, until it is closed.
 
-    def __init__(self, user: str) -> None:
+    ``at_playground``: a person at LangServe's page rather than a program. ``on_overflow`` is called when a stream of
+    the caller's lags behind its bound and has been let go.
+    """
+
+    def __init__(self, user: str, *, at_playground: bool = False) -> None:
         self.user = user
+        self.at_playground = at_playground
+        self.runs: list[str] = []
+        self.on_overflow: Callable[[], None] = lambda: None
         self._attachments: list[Attachment] = []
 
-    def attach(self, run: Run) -> Attachment:
-        """Read the run until this caller is closed, or sooner."""
-        attachment = run.scope.attach()
-        self._attachments.append(attachment)
-        return attachment
+    def attach(self, run: Run) -> None:
+        """Read the run."""
+        self.runs.append(run.run_id)
+        self._attachments.append(run.scope.attach())
 
     def close(self) -> None:
-        """The client is gone, or has its answer."""
+        """The client is gone, or has its answer. Closing twice is leaving once."""
         for attachment in self._attachments:
             attachment.close()
 
+    def overflow(self) -> None:
+        """The client does not read as fast as its run writes."""
+        self.close()
+        self.on_overflow()
 
-_caller: ContextVar[Caller] = ContextVar("caller")
 
-
-@contextmanager
-def calling(user: str) -> Iterator[Caller]:
-    """Within this block, runs are started for ``user``, and are left at its end."""
-    caller = Caller(user)
-    token = _caller.set(caller)
-    try:
-        yield caller
-    finally:
-        _caller.reset(token)
-        caller.close()
+caller: ContextVar[Caller] = ContextVar("caller")
+"""Set by the route, in its request's own context."""
 
 
 class AgentRunnable(Runnable[Any, Any]):
@@ -79,11 +85,11 @@ class AgentRunnable(Runnable[Any, Any]):
         return [spec for spec in self._agent.runnable.config_specs if spec.id in allowed]
 
     @override
-    def get_input_schema(self, config: RunnableConfig | None = None) -> type[RootModel[Any]]:
+    def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
         return self._input
 
     @override
-    def get_output_schema(self, config: RunnableConfig | None = None) -> type[RootModel[Any]]:
+    def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
         return self._output
 
     @override
@@ -92,50 +98,39 @@ class AgentRunnable(Runnable[Any, Any]):
 
     @override
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        run, attachment = self._start(input, config, None)
-        with attachment:
-            await run.done.wait()
+        run = self._start(input, config, _run_id(config))
+        await run.done.wait()
         _raise_if_failed(run)
-        return run.output()
+        return _whole(run.output())
 
     @override
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
-        # astream_log asks for this stream too, with a handler that hears of every step.
-        tap = Tap()
-        run, attachment = self._start(input, config, tap, _log_handlers(config))
-        with attachment:
-            root: str | None = None
-            async for raw in tap:
-                root = root or raw["run_id"]
-                if raw["run_id"] == root and raw["event"].endswith("_stream"):
-                    yield raw["data"]["chunk"]
+        run_id = _run_id(config)
+        tap = _tap(lambda raw: is_chunk(raw, str(run_id)))
+        run = self._start(input, config, run_id, tap)
+        async for raw in tap:
+            yield raw["data"]["chunk"]
         _raise_if_failed(run)
 
     @override
     async def astream_log(
-        self,
-        input: Any,
-        config: RunnableConfig | None = None,
-        *,
-        diff: bool = True,
-        **filters: Any,
+        self, input: Any, config: RunnableConfig | None = None, *, diff: bool = True, **filters: Any
     ) -> AsyncIterator[Any]:
-        # What the inherited method does, without its warning that it will go: LangServe's clients decide when.
-        patches = _astream_log_implementation(
-            self,
-            input,
-            config,
-            stream=LogStreamCallbackHandler(auto_close=False, _schema_format="original", **filters),
-            diff=True,
-        )
-        async with aclosing(cast("AsyncGenerator[RunLogPatch, None]", patches)) as closing:
-            async for patch in closing:
-                for op in patch.ops:
-                    entry = op.get("value")
-                    if isinstance(entry, dict) and entry.get("type") == "tool":
-                        # RemoteRunnable takes any object of that type for a ToolMessage; without this it breaks.
-                        entry.setdefault("tool_call_id", None)
-                yield patch
+        run_id = _run_id(config)
+        output: Output = Words() if self._agent.takes_messages and caller.get().at_playground else Sum(str(run_id))
+        tap = _tap(lambda item: isinstance(item, RunLogPatch) or output.wants(item))
+        run = self._start(input, config, run_id, tap, [Steps(tap, **filters)])
+        async for item in tap:
+            if isinstance(item, RunLogPatch):
+                yield readable(item)
+            elif ops := output.add(item):
+                yield RunLogPatch(*ops)
+        ops = output.end(run)
+        for pause_s in output.pauses_s:
+            if ops:
+                yield RunLogPatch(*ops)
+            await asyncio.sleep(pause_s)
+        _raise_if_failed(run)
 
     @override
     async def astream_events(  # type: ignore[override]  # the base is an overload by version; LangServe asks for v2
@@ -151,7 +146,7 @@ class AgentRunnable(Runnable[Any, Any]):
         exclude_tags: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[Mapping[str, Any]]:
-        wanted = _RootEventFilter(
+        chosen = _RootEventFilter(
             include_names=include_names,
             include_types=include_types,
             include_tags=include_tags,
@@ -159,74 +154,47 @@ class AgentRunnable(Runnable[Any, Any]):
             exclude_types=exclude_types,
             exclude_tags=exclude_tags,
         )
-        tap = Tap()
-        run, attachment = self._start(input, config, tap)
-        with attachment:
-            async for raw in tap:
-                if wanted.include_event(raw, _run_type(raw["event"])):  # type: ignore[arg-type]
-                    yield raw
+        tap = _tap(lambda raw: chosen.include_event(raw, _run_type(raw["event"])))
+        run = self._start(input, config, _run_id(config), tap)
+        async for raw in tap:
+            yield raw
         _raise_if_failed(run)
 
     def _start(
         self,
         value: Any,
         config: RunnableConfig | None,
-        tap: Tap | None,
+        run_id: UUID,
+        tap: Tap | None = None,
         callbacks: Sequence[BaseCallbackHandler] = (),
-    ) -> tuple[Run, Attachment]:
-        caller = _caller.get()
+    ) -> Run:
         config = config or {}
-        run_id = config.get("run_id")
         passed: RunnableConfig = {"configurable": config.get("configurable", {})}
         if "run_name" in config:
             passed["run_name"] = config["run_name"]
+        who = caller.get()
         run = self._runner.start(
             self._agent,
             RunRequest(input=value),
-            user=caller.user,
+            user=who.user,
             streams=True,
-            run_id=UUID(str(run_id)) if run_id else None,
+            run_id=run_id,
             config=passed,
             callbacks=callbacks,
             tap=tap,
         )
-        return run, caller.attach(run)
+        who.attach(run)
+        return run
 
 
-def _input_model(agent: Agent) -> type[RootModel[Any]]:
-    """Any input, checked as every protocol's is; its schema for the playground is the agent's own."""
-
-    class Input(RootModel[Any]):
-        @model_validator(mode="before")
-        @classmethod
-        def check(cls, value: Any) -> Any:
-            agent.prepare(value)
-            return value
-
-        @classmethod
-        @override
-        def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-            return agent.input_schema
-
-    Input.__name__ = f"{agent.name}_input"
-    return Input
+def _run_id(config: RunnableConfig | None) -> UUID:
+    """The id that LangServe tells the client."""
+    run_id = (config or {}).get("run_id")
+    return UUID(str(run_id)) if run_id else uuid4()
 
 
-def _output_model(agent: Agent) -> type[RootModel[Any]]:
-    class Output(RootModel[Any]):
-        @classmethod
-        @override
-        def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-            return agent.output_schema
-
-    Output.__name__ = f"{agent.name}_output"
-    return Output
-
-
-def _log_handlers(config: RunnableConfig | None) -> list[BaseCallbackHandler]:
-    # LangServe's own aggregator is left out: it would keep every event of the run until its end.
-    handlers = (config or {}).get("callbacks") or []
-    return [one for one in handlers if isinstance(one, LogStreamCallbackHandler)] if isinstance(handlers, list) else []
+def _tap(wanted: Callable[[Any], bool]) -> Tap:
+    return Tap(wanted=wanted, on_overflow=caller.get().overflow)
 
 
 def _run_type(event: str) -> str:
@@ -241,3 +209,104 @@ def _raise_if_failed(run: Run) -> None:
     if failure is not None:
         raise RunFailed(failure.message, code=failure.code)
     raise RunFailed(f"the run was {run.status.replace('_', ' ')}", code=run.status)
+
+
+def _whole(output: Any) -> Any:
+    """An output as ``ainvoke`` gives it: summed from a stream, its messages are still chunks."""
+    if isinstance(output, BaseMessageChunk):
+        return message_chunk_to_message(output)
+    if isinstance(output, dict):
+        return {key: _whole(item) for key, item in output.items()}
+    return [_whole(item) for item in output] if isinstance(output, list) else output
+
+
+def _input_model(agent: Agent) -> type[BaseModel]:
+    """Any input, checked as every protocol's is; its schema is the agent's own."""
+
+    class Input(RootModel[Any]):
+        @model_validator(mode="before")
+        @classmethod
+        def check(cls, value: Any) -> Any:
+            return _read(agent, value)
+
+    return _described(f"{agent.name}_input", Input, _for_people(agent), agent.runnable.get_input_schema)
+
+
+def _output_model(agent: Agent) -> type[BaseModel]:
+    class Output(RootModel[Any]):
+        @model_serializer
+        def wrap(self) -> dict[str, Any]:
+            # LangServe unwraps a key "root" wherever it finds one: better ours than the agent's.
+            return {"root": self.root}
+
+    return _described(f"{agent.name}_output", Output, agent.output_schema, agent.runnable.get_output_schema)
+
+
+def _described(
+    name: str, base: type[RootModel[Any]], schema: dict[str, Any], real: Callable[[], Any]
+) -> type[BaseModel]:
+    """The model with a schema that is not its own: as it stands for the playground, by reference for OpenAPI."""
+    # LangServe keeps all models of the process by their schema, and then by name: an output that looks like its input
+    # would be checked as one, and a second server's agent of the same name would break. So both are made unique.
+    schema = {**schema, "title": name}
+    try:
+        core = real().__pydantic_core_schema__
+    except Exception:  # noqa: BLE001 - types that pydantic cannot describe are common in users' states
+        core = None
+
+    class Described(base):  # type: ignore[misc, valid-type]
+        @classmethod
+        @override
+        def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            return schema
+
+        @classmethod
+        def __get_pydantic_json_schema__(cls, _: Any, handler: Any) -> Any:
+            return {} if core is None else handler(core)
+
+    model = create_model(name, __base__=Described)
+    model.__name__ = f"{name}_{hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()[:12]}"
+    return model
+
+
+def _for_people(agent: Agent) -> dict[str, Any]:
+    """The input's schema as the playground can make a form of it."""
+    schema = copy.deepcopy(agent.input_schema)
+    if agent.takes_messages:
+        # A conversation, with a message to fill in, instead of a list to add to.
+        schema["properties"]["messages"]["extra"] = {"widget": {"type": "chat"}}
+    elif not schema.keys() - {"title"}:
+        schema["type"] = "string"  # it takes anything; without a type there is no form at all
+    return schema
+
+
+def _read(agent: Agent, value: Any) -> Any:
+    """The input as the runnable takes it. RemoteRunnable sends messages and prompts as their fields."""
+    prepared = agent.prepare(_revive(value))
+    takes_prompts = "ChatPromptValueConcrete" in agent.input_schema.get("$defs", ())
+    if not takes_prompts or not isinstance(prepared, dict):
+        return prepared
+    return _PROMPT.validate_python(prepared)
+
+
+_PROMPT: TypeAdapter[Any] = TypeAdapter(ChatPromptValueConcrete | StringPromptValue | Any)
+_REVIVED: dict[str, type[AIMessage]] = {"ai": AIMessage, "AIMessageChunk": AIMessageChunk}
+
+
+def _revive(value: Any, depth: int = 0) -> Any:
+    """A model's messages, also those summed from chunks, with all they had: what is plain JSON loses their usage."""
+    if depth > MAX_INPUT_DEPTH:
+        return value
+    if isinstance(value, list):
+        return [_revive(item, depth + 1) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kind = _REVIVED.get(str(value.get("type")))
+    if kind is None or "content" not in value:
+        return {key: _revive(item, depth + 1) for key, item in value.items()}
+    try:
+        message = _whole(kind.model_validate(value))
+    except ValidationError:
+        return value
+    message.id = message.id or str(uuid4())  # as agents give to all messages of a history
+    return message

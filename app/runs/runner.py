@@ -23,7 +23,7 @@ from app.eventlog.memory import MemoryLog
 from app.events import codec
 from app.events.grammar import Grammar
 from app.events.request import RunRequest
-from app.runs.agent import Agent
+from app.runs.agent import Agent, refuse_constructors
 from app.runs.failure import Failure, describe
 from app.runs.run import Run
 from app.runs.scope import Ending, Scope
@@ -33,6 +33,9 @@ logger = logging.getLogger("millrace.runs")
 
 MAX_METADATA = 16 * 1024
 """Bytes of JSON; a run's row is kept for long."""
+
+RESERVED = ("langgraph_", "checkpoint_", "ls_", "lc_", "__")
+"""How the names begin under which LangChain and LangGraph keep their own account in a step's metadata."""
 
 MAX_ROWS = 10_000
 """Finished runs whose rows are kept; beyond them the oldest is forgotten."""
@@ -120,13 +123,12 @@ class Runner:
             **(config or {}),
             "run_id": UUID(run.run_id),
             "callbacks": [run.meter, *callbacks],
-            "metadata": {**(config or {}).get("metadata", {}), **request.metadata},
+            "metadata": {**(config or {}).get("metadata", {}), **_passed_on(request.metadata)},
         }
-        timeout_s = request.timeout_s or self._run_timeout_s
-        task = asyncio.create_task(self._drive(run, value, full, timeout_s, tap), name=f"run {run.run_id}")
+        task = asyncio.create_task(self._drive(run, value, full, tap), name=f"run {run.run_id}")
         self._tasks[run.run_id] = task
         task.add_done_callback(partial(self._ended, run, tap))
-        run.scope.bind(task)
+        run.scope.bind(task, request.timeout_s or self._run_timeout_s)
         return run
 
     def get(self, run_id: str, user: str) -> Run:
@@ -161,41 +163,39 @@ class Runner:
         self.stop()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def _drive(self, run: Run, value: Any, config: RunnableConfig, timeout_s: float, tap: Tap | None) -> Outcome:
-        deadline = asyncio.timeout(timeout_s)
+    async def _drive(self, run: Run, value: Any, config: RunnableConfig, tap: Tap | None) -> Outcome:
         raws = run.agent.runnable.astream_events(value, config, version="v2")
         try:
-            async with deadline, aclosing(cast("AsyncGenerator[Mapping[str, Any], None]", raws)) as stream:
+            async with aclosing(cast("AsyncGenerator[Mapping[str, Any], None]", raws)) as stream:
                 async for raw in stream:
                     if tap is not None:
                         tap.put(raw)
                     run.feed(raw)
-        except asyncio.CancelledError as error:
-            # With nobody's request behind it, a cancel is the graph's own doing: a failure like any other.
-            ending = run.scope.ending
-            return (ending, None) if ending else self._failed(run, error)
         except LogFull:
             message = "The agent put out more than the run's log may hold (RUN_MAX_BYTES)."
             return Ending("failed", "log_full"), Failure("log_full", message, False)
-        except Exception as error:  # noqa: BLE001 - a graph may raise anything; the log must be closed
-            if deadline.expired() and isinstance(error, TimeoutError):
-                message = "The run took longer than allowed."
-                return Ending("timed_out", "run_timeout"), Failure("run_timeout", message, True)
-            return self._failed(run, error)
-        return Ending("completed"), None
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a graph may raise anything; the log must be closed
+            # After an ending was decided this is its echo, whatever the graph made of the cancel. With nobody's
+            # request behind it, a cancel is the graph's own doing: a failure like any other.
+            return _decided(run) or self._failed(run, error)
+        if not run.returned:  # LangChain's event stream swallows a cancel that comes from within
+            return _decided(run) or self._failed(run, asyncio.CancelledError("the agent cancelled itself"))
+        return _decided(run) or (Ending("completed"), None)
 
     def _ended(self, run: Run, tap: Tap | None, task: "asyncio.Task[Outcome]") -> None:
         # A callback, not the task's last lines: a task cancelled before its first step runs none of its lines.
-        if task.cancelled():
-            run.finish(run.scope.ending or Ending("cancelled", "shutdown"))
-        elif task.exception() is not None:
-            run.finish(*self._failed(run, task.exception()))
-        else:
-            run.finish(*task.result())
-        if tap is not None:
-            tap.close()
-        del self._tasks[run.run_id]
-        self._retire(run)
+        try:
+            if task.cancelled():
+                run.finish(*(_decided(run) or (Ending("cancelled", "shutdown"), None)))
+            elif task.exception() is not None:
+                run.finish(*self._failed(run, task.exception()))
+            else:
+                run.finish(*task.result())
+        finally:
+            if tap is not None:
+                tap.close()
+            del self._tasks[run.run_id]
+            self._retire(run)
 
     def _failed(self, run: Run, error: BaseException | None) -> Outcome:
         failure = describe(error, streamed=run.meter.streamed)
@@ -223,7 +223,21 @@ class Runner:
         self._runs.pop(run.run_id, None)
 
 
+def _decided(run: Run) -> Outcome | None:
+    """The ending that a cancel, a leaving reader or the deadline has given the run."""
+    ending = run.scope.ending
+    if ending is not None and ending.status == "timed_out":
+        return ending, Failure("run_timeout", "The run took longer than allowed.", True)
+    return None if ending is None else (ending, None)
+
+
+def _passed_on(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a client's metadata the graph and its callbacks are given."""
+    return {name: value for name, value in metadata.items() if not name.startswith(RESERVED)}
+
+
 def _refuse_unsupported(agent: Agent, request: RunRequest) -> None:
+    refuse_constructors(request.metadata, "metadata")
     if len(codec.dumps(request.metadata)) > MAX_METADATA:
         detail = [{"field": "metadata", "message": f"is over {MAX_METADATA} bytes"}]
         raise InvalidInput(f"metadata is over {MAX_METADATA} bytes", detail=detail)

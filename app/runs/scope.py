@@ -3,7 +3,7 @@
 A run must outlive its connection (so that a reader can come back) and must die with it (so that nobody pays for
 tokens without a reader). Readers come and go here; the run's own policy decides:
 
-* an explicit cancel is immediate, whoever still reads;
+* an explicit cancel is immediate, whoever still reads, and so is the deadline;
 * ``on_disconnect="cancel"``: when the last reader has been gone for ``grace_s``, the run is cancelled;
 * ``on_disconnect="continue"``: readers do not matter.
 
@@ -58,11 +58,15 @@ class Scope:
         self.readers = 0
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def bind(self, task: "asyncio.Task[Any]") -> None:
-        """From here on an ending cancels this task."""
+    def bind(self, task: "asyncio.Task[Any]", timeout_s: float | None = None) -> None:
+        """From here on an ending cancels this task; after ``timeout_s`` it has one at the latest."""
         self._task = task
+        if timeout_s is not None:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(timeout_s, self.end, Ending("timed_out", "run_timeout"))
         if self.ending is not None:
             self._cancel()
 
@@ -101,18 +105,20 @@ class Scope:
         self._timer = self._task.get_loop().call_later(RECANCEL_S, self._cancel)
 
     def check(self) -> None:
-        """Raise ``CancelledError`` once an ending is decided; the model callbacks ask at every token.
+        """Raise ``CancelledError`` once the run has an ending; the model callbacks ask at every token.
 
         Before Python 3.12 ``asyncio.wait_for`` loses a cancel that meets the result it waits for (CPython issue
         86296), and ChatOpenAI waits so for each chunk: the chunk that swallowed the cancel is the one that asks.
         """
-        if self.ending is not None:
-            raise asyncio.CancelledError(self.ending.reason)
+        if self.ending is not None or self._closed:
+            raise asyncio.CancelledError(self.ending.reason if self.ending else "the run is over")
 
     def close(self) -> None:
         """The run is over: nothing can end it any more."""
         self._closed = True
         self._disarm()
+        if self._deadline is not None:
+            self._deadline.cancel()
         self._task = None
 
     def _disarm(self) -> None:

@@ -1,16 +1,16 @@
 """A run's raw events, for protocols that must pass LangChain's own objects on: LangServe's streams.
 
 A reader like any other: bounded, never waited for. It cannot be told of a gap, because such a protocol has no frame
-for one; past its bound it is broken off instead (``TapOverflow``), and never thinned.
+for one; past its bound it is broken off instead (``on_overflow``), and never thinned.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 MAX_PENDING = 1024
-"""Raw events a reader may lag behind; over it, the reader is broken off and what it held is let go."""
+"""Items a reader may lag behind; over it, the reader is broken off and what it held is let go."""
 
 
 class TapOverflow(Exception):
@@ -18,25 +18,38 @@ class TapOverflow(Exception):
 
 
 class Tap:
-    """One reader's queue. Written by the run's task, read by one other; iteration ends with the run."""
+    """One reader's queue. Written on the loop of the one task that reads it; iteration ends with the run.
 
-    def __init__(self, bound: int = MAX_PENDING) -> None:
+    Only what is ``wanted`` is kept. ``on_overflow`` is called once, at the bound: the reader may be stuck in a send
+    that never ends, and would not look here again.
+    """
+
+    def __init__(
+        self,
+        *,
+        bound: int = MAX_PENDING,
+        wanted: Callable[[Any], bool] = lambda _: True,
+        on_overflow: Callable[[], None] = lambda: None,
+    ) -> None:
         self._bound = bound
-        self._pending: deque[Mapping[str, Any]] = deque()
+        self._wanted = wanted
+        self._on_overflow = on_overflow
+        self._pending: deque[Any] = deque()
         self._overflowed = False
         self._closed = False
         self._changed = asyncio.Event()
 
-    def put(self, raw: Mapping[str, Any]) -> None:
-        """Hand over one event. Never waits."""
-        if self._overflowed:
+    def put(self, item: Any) -> None:
+        """Hand over one item. Never waits."""
+        if self._overflowed or not self._wanted(item):
             return
-        if len(self._pending) >= self._bound:
-            self._overflowed = True
-            self._pending.clear()
-        else:
-            self._pending.append(raw)
         self._changed.set()
+        if len(self._pending) < self._bound:
+            self._pending.append(item)
+            return
+        self._overflowed = True
+        self._pending.clear()
+        self._on_overflow()
 
     def close(self) -> None:
         """Nothing more will come."""
@@ -46,7 +59,7 @@ class Tap:
     def __aiter__(self) -> "Tap":
         return self
 
-    async def __anext__(self) -> Mapping[str, Any]:
+    async def __anext__(self) -> Any:
         while not self._pending:
             if self._overflowed:
                 raise TapOverflow("the reader fell too far behind")

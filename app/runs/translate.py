@@ -1,21 +1,24 @@
 """LangChain's event stream in, our events out: ``astream_events(version="v2")`` → ``events.event``.
 
 Plain functions over one run's state; nothing awaits. All ids are decided here: a message keeps the id of its first
-chunk (the one LangGraph stores it under), a tool call the provider's id, made unique where a provider repeats one
-or leaves it out. Tool-call fragments are kept by (message, index), never by "the current call", so that parallel
+chunk (the one LangGraph stores it under), a tool call the provider's id; both are made unique where a provider repeats
+one or leaves it out. Tool-call fragments are kept by (message, index), never by "the current call", so that parallel
 calls may interleave as they like.
 
 What it promises of the order is in ``events.grammar``; ``close`` ends whatever is open when a run is cut, so that
 every message and tool that was opened is closed before the run finishes.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage, message_chunk_to_message
 from langchain_core.tools import ToolException
+from langgraph.errors import GraphInterrupt
 from langgraph.types import Command, Interrupt
+from pydantic import BaseModel
 from pydantic_core import from_json
 
 from app.events import codec
@@ -46,6 +49,9 @@ SILENT = frozenset(("nostream", "langsmith:nostream"))
 MAX_TOOL_OUTPUT = 256 * 1024
 """Bytes of a tool's output in its event; the graph sees all of it."""
 
+LONE = "\ufffd"
+"""What stands for half a pair of surrogates whose other half never came."""
+
 FIRST_PARSE = 16
 """Characters of arguments before the first partial parse; each next one waits until they grew by an eighth."""
 
@@ -54,14 +60,17 @@ Place = tuple[str | None, tuple[str, ...]]
 
 
 class _Call:
-    """A tool call while the model writes it."""
+    """A tool call while the model writes it. ``given`` is the provider's id of it, ``call_id`` ours."""
 
-    __slots__ = ("args", "call_id", "name", "parse_at", "pending", "size")
+    __slots__ = ("args", "call_id", "given", "half", "name", "number", "parse_at", "pending", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.call_id = ""
+        self.given = ""
         self.name = ""
         self.args: list[str] = []
+        self.half = ""
         self.size = 0
         self.parse_at = FIRST_PARSE
         self.pending = False
@@ -70,23 +79,27 @@ class _Call:
 class _Message:
     """A message while the model writes it, and what of it is needed afterwards: its text."""
 
-    __slots__ = ("calls", "message_id", "place", "text")
+    __slots__ = ("calls", "half", "keyed", "message_id", "path", "place", "text")
 
-    def __init__(self, message_id: str, place: Place) -> None:
+    def __init__(self, message_id: str, place: Place, path: str) -> None:
         self.message_id = message_id
         self.place = place
+        self.path = path
         self.text: list[str] = []
-        self.calls: dict[object, _Call] = {}
+        self.half = ""
+        self.calls: list[_Call] = []
+        self.keyed: dict[object, _Call] = {}
 
 
 class _Tool:
-    """A call that a reader was told of and that has no result yet."""
+    """A call that a reader was told of and that has no result yet; ``call`` is what the model wrote of it."""
 
-    __slots__ = ("name", "place", "started_ts")
+    __slots__ = ("call", "name", "place", "started_ts")
 
-    def __init__(self, name: str, place: Place) -> None:
+    def __init__(self, name: str, place: Place, call: _Call | None = None) -> None:
         self.name = name
         self.place = place
+        self.call = call
         self.started_ts: int | None = None
 
 
@@ -97,12 +110,14 @@ class Translator:
         self.output: Any = None
         self.answer: _Message | None = None
         self.interrupted = False
+        self.ended = False
         self._labels = labels
         self._meter = meter
         self._models: dict[str, _Message | None] = {}
         self._tools: dict[str, _Tool] = {}
         self._tool_runs: dict[str, str] = {}
         self._seen: set[str] = set()
+        self._told: set[str] = set()
         self._places: dict[str, Place] = {}
         self._root: str | None = None
         self._spoke = False
@@ -129,6 +144,7 @@ class Translator:
             self._root = raw["run_id"]
         if raw["run_id"] == self._root and raw["event"].endswith("_end"):
             output = raw["data"].get("output")
+            self.ended = True
             self.output = message_chunk_to_message(output) if isinstance(output, AIMessageChunk) else output
         handler = self._handlers.get(raw["event"])
         return handler(raw, ts) if handler is not None else iter(())
@@ -137,7 +153,7 @@ class Translator:
         """End what is still open; ``why`` is told as the result of calls that will have none."""
         for message in self._models.values():
             if message is not None:
-                yield from self._finish_message(message, ts)
+                yield self._finished(message, ts)
         self._models.clear()
         for call_id in list(self._tools):
             yield self._finish_tool(call_id, "error", why, ts)
@@ -146,19 +162,27 @@ class Translator:
         """The answer's text as far as it came: the last message of the root graph, else the last of any."""
         return "".join(self.answer.text) if self.answer is not None else ""
 
-    # Messages
+    # Messages. What is told is noted after it was told: a log that is full refuses it, and then it is not open.
 
     def _model_start(self, raw: Raw, ts: int) -> Iterator[Event]:
-        place = self._place(raw)
-        failed, self._meter.failed[:] = list(self._meter.failed), []
-        for run_id in failed:
-            # A call that failed half way and is made anew in its node: what it said is void.
-            message = self._models.get(run_id)
-            if message is not None and message.place == place:
-                del self._models[run_id]
-                yield MessageDiscarded(
-                    ts=ts, node=place[0], namespace=place[1], message_id=message.message_id, role="assistant"
-                )
+        # A call that failed half way and is made anew in its node: what it said is void.
+        path = _path(raw)
+        yield from self._discard(lambda message: message.path == path, ts)
+
+    def _discard(self, anew: Callable[[_Message], bool], ts: int) -> Iterator[Event]:
+        for run_id, message in self._broken():
+            if anew(message):
+                for call in message.calls:
+                    if call.call_id in self._tools:
+                        yield self._finish_tool(call.call_id, "error", "The call was given up.", ts)
+                yield self._discarded(message, ts)
+                message.text.clear()
+                self._models[run_id] = None  # callbacks are ahead of the stream: more of it may come
+
+    def _broken(self) -> list[tuple[str, _Message]]:
+        """The open messages whose calls failed half way."""
+        failed = ((run_id, self._models.get(run_id)) for run_id in self._meter.failed)
+        return [(run_id, message) for run_id, message in failed if message is not None]
 
     def _model_stream(self, raw: Raw, ts: int) -> Iterator[Event]:
         run_id, chunk = raw["run_id"], raw["data"]["chunk"]
@@ -167,22 +191,26 @@ class Translator:
             if run_id in self._models or not SILENT.isdisjoint(raw["tags"]):
                 self._models[run_id] = None
                 return
-            message = self._models[run_id] = self._open(getattr(chunk, "id", None) or f"msg-{run_id}", raw)
+            message = self._open(getattr(chunk, "id", None) or f"msg-{run_id}", raw)
             yield self._started(message, ts)
+            self._models[run_id] = message
         yield from self._content(message, getattr(chunk, "content", None) or _chunk_text(chunk), ts)
         reasoning = getattr(chunk, "additional_kwargs", {}).get("reasoning_content")
-        if reasoning:
+        if reasoning and isinstance(reasoning, str):
             yield self._reasoning(message, reasoning, ts)
         for piece in getattr(chunk, "tool_call_chunks", ()):
             yield from self._fragment(message, piece, ts)
 
     def _model_end(self, raw: Raw, ts: int) -> Iterator[Event]:
         run_id, output = raw["run_id"], raw["data"].get("output")
-        message = self._models.pop(run_id, None)
+        message = self._models.get(run_id)
         if message is not None:
             yield from self._finish_message(message, ts)
+            if isinstance(output, AIMessage) and output.id is not None:
+                self._seen.add(output.id)  # not always that of the first chunk
         elif isinstance(output, AIMessage) and SILENT.isdisjoint(raw["tags"]):
             yield from self._whole(output, raw, ts)
+        self._models.pop(run_id, None)
         usage = self._meter.take(run_id, ts)
         if usage is not None:
             yield usage
@@ -194,16 +222,21 @@ class Translator:
             output.id = f"msg-{raw['run_id']}-{len(self._seen)}"
         message = self._open(output.id, raw)
         yield self._started(message, ts)
+        self._models[message.message_id] = message
         yield from self._content(message, output.content, ts)
         for index, call in enumerate(output.tool_calls):
             args = orjson.dumps(codec.plain(call["args"])).decode()
             yield from self._fragment(message, {**call, "args": args, "index": index}, ts)
         yield from self._finish_message(message, ts)
+        del self._models[message.message_id]
 
     def _open(self, message_id: str, raw: Raw) -> _Message:
         self._seen.add(message_id)
         self._spoke = True
-        message = _Message(message_id, self._place(raw))
+        # Some providers give the same id again and again; within a run ours is unique.
+        told = message_id if message_id not in self._told else f"{message_id}:{len(self._told)}"
+        self._told.add(told)
+        message = _Message(codec.text(told), self._place(raw), _path(raw))
         if self.answer is None or not message.place[1] or self.answer.place[1]:
             self.answer = message
         return message
@@ -212,47 +245,57 @@ class Translator:
         node, namespace = message.place
         return MessageStarted(ts=ts, node=node, namespace=namespace, message_id=message.message_id, role="assistant")
 
+    def _finished(self, message: _Message, ts: int) -> Event:
+        node, namespace = message.place
+        return MessageFinished(ts=ts, node=node, namespace=namespace, message_id=message.message_id, role="assistant")
+
+    def _discarded(self, message: _Message, ts: int) -> Event:
+        node, namespace = message.place
+        return MessageDiscarded(ts=ts, node=node, namespace=namespace, message_id=message.message_id, role="assistant")
+
     def _content(self, message: _Message, content: Any, ts: int) -> Iterator[Event]:
         if isinstance(content, str):
-            if content:
-                yield self._token(message, content, ts)
+            yield from self._token(message, content, ts)
             return
         for block in content:
             if isinstance(block, str):
-                yield self._token(message, block, ts)
-            elif isinstance(block.get("text"), str) and block["text"]:
-                yield self._token(message, block["text"], ts)
-            else:
-                thought = block.get("reasoning") or block.get("thinking")
-                if isinstance(thought, str):
-                    yield self._reasoning(message, thought, ts)
+                yield from self._token(message, block, ts)
+            elif isinstance(block.get("text"), str):
+                yield from self._token(message, block["text"], ts)
+            elif thought := _thought(block):
+                yield self._reasoning(message, thought, ts)
 
-    def _token(self, message: _Message, text: str, ts: int) -> Event:
-        text = codec.text(text)
-        message.text.append(text)
-        node, namespace = message.place
-        return Token(ts=ts, node=node, namespace=namespace, text=text, message_id=message.message_id)
+    def _token(self, message: _Message, text: str, ts: int) -> Iterator[Event]:
+        text, message.half = _paired(message.half + text)
+        if text:
+            message.text.append(text)
+            node, namespace = message.place
+            yield Token(ts=ts, node=node, namespace=namespace, text=text, message_id=message.message_id)
 
     def _reasoning(self, message: _Message, text: str, ts: int) -> Event:
         node, namespace = message.place
         return Reasoning(ts=ts, node=node, namespace=namespace, text=codec.text(text), message_id=message.message_id)
 
     def _finish_message(self, message: _Message, ts: int) -> Iterator[Event]:
-        node, namespace = message.place
-        for call in message.calls.values():
+        if message.half:
+            message.half = ""
+            yield from self._token(message, LONE, ts)
+        for call in message.calls:
+            delta = ""
             if not call.pending:
-                yield self._announce(message, call, ts)
-            yield self._args(message, call, "", ts, parse=True)
-        yield MessageFinished(ts=ts, node=node, namespace=namespace, message_id=message.message_id, role="assistant")
+                yield from self._announce(message, call, ts)
+                delta = codec.text("".join(call.args))
+            yield self._args(message, call, delta + (LONE if call.half else ""), ts, parse=True)
+        yield self._finished(message, ts)
 
     # Tool calls
 
     def _fragment(self, message: _Message, piece: Mapping[str, Any], ts: int) -> Iterator[Event]:
         call = self._call(message, piece)
-        call.name += piece.get("name") or ""
-        delta = piece.get("args") or ""
+        call.name += codec.text(piece.get("name") or "")
+        delta, call.half = _paired(call.half + (piece.get("args") or ""))
         if not call.pending and call.name and (call.name in self._labels or delta):
-            yield self._announce(message, call, ts)
+            yield from self._announce(message, call, ts)
             delta = "".join(call.args) + delta
             call.args, call.size = [], 0
         if not delta:
@@ -260,32 +303,34 @@ class Translator:
         call.args.append(delta)
         call.size += len(delta)
         if call.pending:
-            parse = call.size >= call.parse_at
-            yield self._args(message, call, delta, ts, parse=parse)
+            yield self._args(message, call, delta, ts, parse=call.size >= call.parse_at)
 
     def _call(self, message: _Message, piece: Mapping[str, Any]) -> _Call:
-        index, call_id = piece.get("index"), piece.get("id")
-        if index is None:
-            # No index: a new id begins a call, anything else goes on with the last one.
-            index = call_id or next(reversed(message.calls), 0)
-        call = message.calls.get(index)
-        if call is None:
-            call = message.calls[index] = _Call()
-        if not call.call_id and call_id:
-            call.call_id = call_id
+        """The call a piece belongs to: that of its index, else of its id, else the last one."""
+        index, given = piece.get("index"), piece.get("id") or ""
+        key = given if index is None else index
+        last = message.calls[-1] if message.calls else None
+        call = last if key == "" else message.keyed.get(key)
+        if call is None or _begins_another(call, piece):
+            call = _Call(len(message.calls))
+            message.calls.append(call)
+        if given and not call.given:
+            call.given = given
+            if call.pending:
+                self._aliases.setdefault(given, []).append(call.call_id)
+        message.keyed.update({one: call for one in (index, given) if one not in (None, "")})
         return call
 
-    def _announce(self, message: _Message, call: _Call, ts: int) -> Event:
+    def _announce(self, message: _Message, call: _Call, ts: int) -> Iterator[Event]:
         """``tool.pending``: from here on the call's id is fixed, and unique within the run."""
-        number = list(message.calls.values()).index(call)
-        given = call.call_id
-        call.call_id = self._unique(given or f"{message.message_id}:{number}", f"{message.message_id}:{number}")
-        self._aliases.setdefault(given, []).append(call.call_id)
-        call.pending = True
-        self._tools[call.call_id] = _Tool(call.name, message.place)
+        own = f"{message.message_id}:{call.number}"
+        call.call_id = self._unique(codec.text(call.given) or own, own)
         node, namespace = message.place
         label = self._labels.get(call.name) or default_label(call.name)
-        return ToolPending(ts=ts, node=node, namespace=namespace, call_id=call.call_id, name=call.name, label=label)
+        yield ToolPending(ts=ts, node=node, namespace=namespace, call_id=call.call_id, name=call.name, label=label)
+        self._aliases.setdefault(call.given, []).append(call.call_id)
+        call.pending = True
+        self._tools[call.call_id] = _Tool(call.name, message.place, call)
 
     def _unique(self, call_id: str, suffix: str) -> str:
         unique = call_id if call_id not in self._seen else f"{call_id}:{suffix}"
@@ -299,26 +344,33 @@ class Translator:
                 return call_id
         return None
 
+    def _meant(self, name: str, args: Any) -> str | None:
+        """Our id of the call that a node answers by calling the tool with its arguments alone, without its id."""
+        for call_id, tool in self._tools.items():
+            waits = tool.name == name and tool.started_ts is None
+            if waits and tool.call is not None and _partial("".join(tool.call.args)) == args:
+                return call_id
+        return None
+
     def _args(self, message: _Message, call: _Call, delta: str, ts: int, *, parse: bool) -> Event:
         args = None
         if parse:
             call.parse_at = call.size + max(call.size // 8, FIRST_PARSE)
             args = _partial("".join(call.args))
         node, namespace = message.place
-        return ToolArgs(ts=ts, node=node, namespace=namespace, call_id=call.call_id, delta=codec.text(delta), args=args)
+        return ToolArgs(ts=ts, node=node, namespace=namespace, call_id=call.call_id, delta=delta, args=args)
 
     def _tool_start(self, raw: Raw, ts: int) -> Iterator[Event]:
-        run_id, (node, namespace) = raw["run_id"], self._place(raw)
+        run_id, name, (node, namespace) = raw["run_id"], codec.text(raw["name"]), self._place(raw)
         given = self._meter.call_ids.pop(run_id, "")
-        call_id = self._awaited(given)
-        if call_id is None:  # a node called the tool itself, or runs a call for the second time
-            call_id = self._unique(given or f"tool-{run_id}", run_id)
-            self._tools[call_id] = _Tool(raw["name"], (node, namespace))
-        self._tool_runs[run_id] = call_id
-        tool = self._tools[call_id]
-        tool.started_ts, tool.place = ts, (node, namespace)
         args = codec.plain(raw["data"].get("input") or {})
-        yield ToolStarted(ts=ts, node=node, namespace=namespace, call_id=call_id, name=raw["name"], args=args)
+        call_id = self._awaited(given) if given else self._meant(name, args) or self._awaited("")
+        if call_id is None:  # a node called the tool itself, or runs a call for the second time
+            call_id = self._unique(codec.text(given) or f"tool-{run_id}", run_id)
+        yield ToolStarted(ts=ts, node=node, namespace=namespace, call_id=call_id, name=name, args=args)
+        self._tool_runs[run_id] = call_id
+        tool = self._tools[call_id] = _Tool(name, (node, namespace))
+        tool.started_ts = ts
 
     def _tool_end(self, raw: Raw, ts: int) -> Iterator[Event]:
         call_id = self._tool_runs.pop(raw["run_id"], None)
@@ -328,9 +380,10 @@ class Translator:
             yield self._finish_tool(call_id, "error" if failed else "ok", _tool_output(output), ts)
 
     def _tool_error(self, raw: Raw, ts: int) -> Iterator[Event]:
-        call_id = self._tool_runs.pop(raw["run_id"], None)
-        if call_id in self._tools:
-            yield self._finish_tool(call_id, "error", tool_error(raw["data"]["error"]), ts)
+        call_id, error = self._tool_runs.pop(raw["run_id"], None), raw["data"]["error"]
+        # A tool that waits for a person has no result yet; LangGraph tells of that by an exception.
+        if call_id in self._tools and not isinstance(error, GraphInterrupt):
+            yield self._finish_tool(call_id, "error", tool_error(error), ts)
 
     def _never_ran(self, message: ToolMessage, ts: int) -> Iterator[Event]:
         """A result without a run: the tool is unknown, or the arguments do not fit its schema."""
@@ -357,6 +410,8 @@ class Translator:
 
     def _chain_start(self, raw: Raw, ts: int) -> Iterator[Event]:
         if _is_node(raw):
+            path = _path(raw)
+            yield from self._discard(lambda message: f"{message.path}|".startswith(f"{path}|"), ts)
             self._seen.update(one.id for one in _messages(raw["data"].get("input")) if one.id)
             node, namespace = self._place(raw)
             yield NodeStarted(ts=ts, node=node, namespace=namespace)
@@ -365,7 +420,7 @@ class Translator:
         if raw["run_id"] != self._root:
             return
         chunk = raw["data"]["chunk"]
-        if isinstance(chunk, Mapping) and "__interrupt__" in chunk:
+        if isinstance(chunk, Mapping) and isinstance(chunk.get("__interrupt__"), tuple):
             found = [one for one in chunk["__interrupt__"] if isinstance(one, Interrupt)]
             shown = [{"id": one.id, "value": codec.plain(one.value)} for one in found]
             self.interrupted = True
@@ -379,6 +434,7 @@ class Translator:
         if raw["run_id"] == self._root:
             yield from self._root_end(raw, output, ts)
         elif _is_node(raw):
+            yield from self._resign(_path(raw), ts)
             for message in _messages(output):
                 if isinstance(message, AIMessage) and message.id not in self._seen:
                     yield from self._whole(message, raw, ts)
@@ -387,30 +443,37 @@ class Translator:
             node, namespace = self._place(raw)
             yield NodeFinished(ts=ts, node=node, namespace=namespace)
 
+    def _resign(self, path: str, ts: int) -> Iterator[Event]:
+        """A node that ends well in spite of a failed call has made do with what there was of it."""
+        for run_id, message in self._broken():
+            if message.path == path:
+                yield self._finished(message, ts)
+                self._models[run_id] = None
+
     def _root_end(self, raw: Raw, output: Any, ts: int) -> Iterator[Event]:
-        streamed = self._models.pop(raw["run_id"], None)
+        streamed = self._models.get(raw["run_id"])
         if streamed is not None:
             yield from self._finish_message(streamed, ts)
+            del self._models[raw["run_id"]]
         elif not self._spoke and isinstance(output, str | AIMessage):
             yield from self._whole(AIMessage(output) if isinstance(output, str) else output, raw, ts)
 
     def _custom(self, raw: Raw, ts: int) -> Iterator[Event]:
         node, namespace = self._place(raw)
         data = codec.plain(raw["data"])
-        for parent in reversed(raw.get("parent_ids", ())):
+        for parent in (raw["run_id"], *reversed(raw.get("parent_ids", ()))):  # its run is that of its sender
             call_id = self._tool_runs.get(parent)
             if call_id is not None:
                 yield ToolProgress(ts=ts, node=node, namespace=namespace, call_id=call_id, data=data)
                 return
-        yield Custom(ts=ts, node=node, namespace=namespace, name=raw["name"], data=data)
+        yield Custom(ts=ts, node=node, namespace=namespace, name=codec.text(raw["name"]), data=data)
 
     def _place(self, raw: Raw) -> Place:
         """``(node, namespace)``; LangGraph writes the path as ``"outer:uuid|inner:uuid"``, the node itself last."""
-        metadata = raw["metadata"]
-        path = metadata.get("langgraph_checkpoint_ns") or ""
+        path = _path(raw)
         place = self._places.get(path)
         if place is None:
-            place = self._places[path] = (metadata.get("langgraph_node"), tuple(path.split("|")[:-1]))
+            place = self._places[path] = (raw["metadata"].get("langgraph_node"), tuple(path.split("|")[:-1]))
         return place
 
 
@@ -418,11 +481,19 @@ def tool_error(error: BaseException) -> str:
     """What may be said of a tool's failure: its own words when it wrote them for a reader, one line, no path."""
     if isinstance(error, OSError):
         return f"The tool failed ({type(error).__name__})."
-    words = str(error).strip().splitlines()
+    try:
+        words = str(error).strip().splitlines()
+    except Exception:  # noqa: BLE001 - a user's exception may fail even at this
+        words = []
     if not words:
         return f"The tool failed ({type(error).__name__})."
     said = words[0][:500]
     return said if isinstance(error, ToolException) else f"{type(error).__name__}: {said}"
+
+
+def _path(raw: Raw) -> str:
+    path: str = raw["metadata"].get("langgraph_checkpoint_ns") or ""
+    return path
 
 
 def _is_node(raw: Raw) -> bool:
@@ -442,6 +513,10 @@ def _messages(value: Any) -> Iterator[BaseMessage]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _listed(item)
+    elif isinstance(value, BaseModel):
+        yield from _messages(vars(value))
+    elif dataclasses.is_dataclass(value):
+        yield from _messages({field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)})
     else:
         yield from _listed(value)
 
@@ -451,10 +526,42 @@ def _listed(value: Any) -> Iterator[BaseMessage]:
         yield value
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for item in value:
-            if isinstance(item, BaseMessage):
-                yield item
-            elif isinstance(item, Command):
-                yield from _messages(item)
+            match item:
+                case BaseMessage():
+                    yield item
+                case Command():
+                    yield from _messages(item)
+                case (str(), held):  # a command's update may be pairs
+                    yield from _listed(held)
+
+
+def _begins_another(call: _Call, piece: Mapping[str, Any]) -> bool:
+    """Some providers give all calls one index, or neither index nor id: then another id or name tells them apart."""
+    given = piece.get("id")
+    if given or piece.get("index") is not None:
+        return bool(given and call.given) and given != call.given
+    return bool(call.size and call.name and piece.get("name"))
+
+
+def _paired(text: str) -> tuple[str, str]:
+    """``(text, half)``: a pair of surrogates that a provider cut in two waits for its other half."""
+    if text and "\ud800" <= text[-1] <= "\udbff":
+        return codec.text(text[:-1]), text[-1]
+    return codec.text(text), ""
+
+
+def _thought(block: Mapping[str, Any]) -> str:
+    thought = block.get("reasoning") or block.get("thinking")
+    if isinstance(thought, str):
+        return thought
+    parts = block.get("summary")  # OpenAI's
+    return "".join(_part_texts(parts)) if isinstance(parts, list) else ""
+
+
+def _part_texts(parts: Sequence[Any]) -> Iterator[str]:
+    for part in parts:
+        if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            yield part["text"]
 
 
 def _chunk_text(chunk: Any) -> str:
@@ -481,9 +588,7 @@ def _tool_output(output: Any) -> Any:
 
 def _bounded(output: Any) -> Any:
     """A tool's output, cut when it is larger than its event may be."""
-    text = output if isinstance(output, str) else None
-    size = len(text) if text is not None else len(codec.dumps(output))
-    if size <= MAX_TOOL_OUTPUT:
+    data = output.encode() if isinstance(output, str) else codec.dumps(output)
+    if len(data) <= MAX_TOOL_OUTPUT:
         return output
-    shown = text if text is not None else codec.dumps(output).decode()
-    return f"{shown[:MAX_TOOL_OUTPUT]}… (cut: {size} characters in all)"
+    return f"{data[:MAX_TOOL_OUTPUT].decode(errors='ignore')}… (cut: {len(data)} bytes in all)"

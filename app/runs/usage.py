@@ -61,7 +61,10 @@ class _Call:
 
 
 class Meter(BaseCallbackHandler):
-    """A run's account. Also notes when the first token came, and which tool run answers which tool call."""
+    """A run's account. Also notes which calls failed, and which tool run answers which tool call.
+
+    ``streamed``: whether the call that failed last had sent something of its answer.
+    """
 
     run_inline = True  # in order with the stream, and no thread hop a token
     raise_error = True  # a stream that ended without a finish reason must fail the run, see on_llm_end
@@ -103,7 +106,8 @@ class Meter(BaseCallbackHandler):
     ) -> None:
         """A chunk came: counted, not kept."""
         call = self._calls.get(run_id)
-        if call is None:
+        if call is None:  # the run has had its end: a thread goes on that was left behind
+            self._scope.check()
             return
         size = len(token) if isinstance(token, str) else 0
         message = getattr(chunk, "message", None)
@@ -111,8 +115,9 @@ class Meter(BaseCallbackHandler):
             if not isinstance(message.content, str):
                 size = sum(_block_size(block) for block in message.content)
             size += sum(len(piece.get("args") or "") for piece in getattr(message, "tool_call_chunks", ()))
+            thought = message.additional_kwargs.get("reasoning_content")
+            size += len(thought) if isinstance(thought, str) else 0
         if size:
-            self.streamed = True
             call.chunks += 1
             call.chars += size
         self._scope.check()
@@ -129,8 +134,11 @@ class Meter(BaseCallbackHandler):
         message = _message(response)
         if message is None:
             call.ended = True
+            if not call.chunks:
+                call.chars = sum(len(one.text) for many in response.generations for one in many)
             return
         if call.finish_required and call.chunks and not message.response_metadata.get("finish_reason"):
+            self.failed.append(str(run_id))
             raise ProviderDropped("the provider's stream ended without a finish reason")
         call.ended = True
         if message.usage_metadata is not None:
@@ -141,6 +149,7 @@ class Meter(BaseCallbackHandler):
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A call failed: what had come is counted, a call that was refused is not."""
         call = self._calls.get(run_id)
+        self.streamed = call is not None and call.chunks > 0
         if call is not None and not call.chunks:
             del self._calls[run_id]
         self.failed.append(str(run_id))

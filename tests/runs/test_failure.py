@@ -12,11 +12,11 @@ from app.errors import InvalidInput, Unavailable
 from app.runs.failure import Failure, ProviderDropped, describe
 
 SECRET = "sk-secret /srv/keys"
-REQUEST = httpx.Request("POST", "http://provider.invalid/v1")
+REQUEST: Any = httpx.Request("POST", "http://provider.invalid/v1")
 
 
 def answered(status: int, headers: dict[str, str] | None = None) -> Exception:
-    response = httpx.Response(status, headers=headers, request=REQUEST)
+    response: Any = httpx.Response(status, headers=headers, request=REQUEST)
     kinds: dict[int, type[openai.APIStatusError]] = {429: openai.RateLimitError, 401: openai.AuthenticationError}
     return kinds.get(status, openai.InternalServerError)(SECRET, response=response, body=None)
 

@@ -210,7 +210,13 @@ async def test_nothing_ends_a_run_that_is_over() -> None:
     scope.attach().close()
     scope.end(CANCEL)
     assert ending(scope) is None
-    scope.check()
+
+
+async def test_what_goes_on_after_the_runs_end_is_told_at_its_next_token() -> None:
+    scope = Scope("cancel", 0)
+    scope.close()
+    with pytest.raises(asyncio.CancelledError, match="over"):
+        scope.check()
 
 
 async def test_a_reader_that_leaves_a_finished_run_sets_no_timer() -> None:
