@@ -84,7 +84,7 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
     app.include_router(health_routes(lambda: runner.open))
     app.include_router(agent_routes(runner, heartbeat_s=settings.heartbeat_s))
     app.include_router(run_routes(runner, heartbeat_s=settings.heartbeat_s))
-    app.include_router(langserve_routes(runner))
+    app.include_router(langserve_routes(runner, heartbeat_s=settings.heartbeat_s))
     return app
 
 
