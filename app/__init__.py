@@ -29,3 +29,26 @@ Beside it stand ``chains/`` (the built-in agents; they know ``tools/`` and nothi
 
     errors < events < eventlog < runs;  errors < events < protocols < transports;  all of these < routes < main < cli
 """
+
+import importlib.util
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+
+def _take_in(name: str, home: str) -> None:
+    """Import our own package ``name`` from beside this one, whatever stands first on the path.
+
+    uvicorn puts the working folder there, and a user's folder may hold a ``tools.py`` of its own. (``app.targets``
+    gives the user's code the user's.)
+    """
+    spec = PathFinder.find_spec(name, [home])
+    if name in sys.modules or spec is None or spec.loader is None:
+        return
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+for _name in ("tools", "chains"):
+    _take_in(_name, str(Path(__file__).resolve().parent.parent))

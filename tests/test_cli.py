@@ -57,8 +57,12 @@ async def lookup_order(order_number: int) -> str:
 
 
 def millrace(*args: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
+    return start("app.cli", *args, cwd=cwd, **env)
+
+
+def start(module: str, *args: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "app.cli", *args],
+        [sys.executable, "-m", module, *args],
         cwd=cwd, env=environment(env), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -72,7 +76,12 @@ def environment(extra: dict[str, str]) -> dict[str, str]:
 @contextmanager
 def served(*args: str, cwd: Path, **env: str) -> Iterator[tuple[str, subprocess.Popen[str], list[str]]]:
     """A server on a free port: its address, its process, and the lines it prints."""
-    process = millrace("serve", "--port", "0", *args, cwd=cwd, **env)
+    with running(millrace("serve", "--port", "0", *args, cwd=cwd, **env)) as one:
+        yield one
+
+
+@contextmanager
+def running(process: subprocess.Popen[str]) -> Iterator[tuple[str, subprocess.Popen[str], list[str]]]:
     assert process.stdout is not None
     lines: list[str] = []
     found = threading.Event()
@@ -123,6 +132,18 @@ def test_a_graph_of_ones_own_is_served_by_one_command_beside_a_tools_file_of_one
         assert stream.rstrip().splitlines()[-2] == "event: run.finished"
         built_in = httpx.post(f"{url}/agents/assistant/invoke", json={"input": "What is 6*7?"}, timeout=30).json()
         assert "42" in built_in["output"]["messages"][-1]["content"]
+
+
+def test_uvicorn_serves_it_from_a_folder_with_a_tools_file_of_its_own(tmp_path: Path, provider: Simulator) -> None:
+    (tmp_path / "my_agents.py").write_text(MY_AGENTS)
+    (tmp_path / "tools.py").write_text(THEIR_TOOLS)
+    (tmp_path / "chains").mkdir()
+    env = {"OPENAI_BASE_URL": provider.base_url, "MILLRACE_AGENTS": "support=my_agents:graph"}
+    command = ("app.main:create_app", "--factory", "--port", "0")
+    with running(start("uvicorn", *command, cwd=tmp_path, **env)) as (url, _, _lines):
+        for agent, question, word in (("support", "Where is order number 4711?", "way"), ("assistant", "6*7?", "42")):
+            answer = httpx.post(f"{url}/agents/{agent}/invoke", json={"input": question}, timeout=30).json()
+            assert word in answer["output"]["messages"][-1]["content"]
 
 
 def test_the_graphs_of_a_langgraph_project_are_served_as_they_are(provider: Simulator) -> None:
