@@ -7,5 +7,7 @@
 * ``translate``: LangChain's event stream in, our events out.
 * ``usage``: callbacks that count every model call's tokens, also of those that were cut.
 * ``failure``: an exception in words that may be shown.
+* ``tap``: a run's raw events, for protocols that pass LangChain's own objects on.
 * ``runnable``: a Runner as a Runnable, for LangServe.
+* ``runlog``: the log of a run's steps as JSON patches, for LangServe's ``stream_log`` and its playground.
 """
