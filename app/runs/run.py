@@ -131,7 +131,7 @@ class Run:
     def subscribe(self, after: int) -> Subscriber:
         """A reader from ``after`` on. Raises ``RunExpired``, and ``BadRequest`` for an id that lies in the future."""
         if self._log is None:
-            raise RunExpired("the run is over and its events are no longer kept; its row is at /runs/{run_id}")
+            raise RunExpired(f"the run is over and its events are no longer kept; its row is at /runs/{self.run_id}")
         if after > self._log.last:
             raise BadRequest(
                 f"event id {after} lies in the future: the newest is {self._log.last}", code="bad_event_id"

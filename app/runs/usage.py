@@ -32,7 +32,7 @@ ONE_TOKEN_CHARS = 8
 class _Call:
     """One model call as far as it came."""
 
-    __slots__ = ("chars", "chunks", "ended", "finish_required", "messages", "prompts", "usage")
+    __slots__ = ("chars", "chunks", "finish_required", "messages", "prompts", "usage")
 
     def __init__(self, messages: list[BaseMessage], prompts: list[str], finish_required: bool) -> None:
         self.messages = messages
@@ -41,7 +41,6 @@ class _Call:
         self.chunks = 0
         self.chars = 0
         self.usage: tuple[int, int] | None = None
-        self.ended = False
 
     def tokens(self) -> tuple[int, int, bool]:
         """``(input, output, estimated)``."""
@@ -133,14 +132,12 @@ class Meter(BaseCallbackHandler):
             return
         message = _message(response)
         if message is None:
-            call.ended = True
             if not call.chunks:
                 call.chars = sum(len(one.text) for many in response.generations for one in many)
             return
         if call.finish_required and call.chunks and not message.response_metadata.get("finish_reason"):
             self.failed.append(str(run_id))
             raise ProviderDropped("the provider's stream ended without a finish reason")
-        call.ended = True
         if message.usage_metadata is not None:
             call.usage = (message.usage_metadata["input_tokens"], message.usage_metadata["output_tokens"])
         if not call.chunks:
