@@ -1,4 +1,4 @@
-# Every command a newcomer needs. `make setup` is the only step that touches the network.
+# Every command a newcomer needs. Only `make setup` touches the network, and the tests once, for a client from npm.
 
 PYTHON ?= python3
 HOST ?= 127.0.0.1
@@ -35,4 +35,4 @@ lock: .venv/ready  ## pin anew from pyproject.toml
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements.lock
 
 clean:  ## remove what the other commands made
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/clients/node_modules

@@ -1,4 +1,4 @@
-"""The command ``millrace``: serve, and see the settings.
+"""The command ``millrace``: serve, see the settings, and see and end what runs (``remote``).
 
 ``serve`` puts what was said on the command line into the environment and lets uvicorn call ``create_app``, so that
 a server started by hand, by uvicorn and by several workers is the same server.
@@ -6,6 +6,7 @@ a server started by hand, by uvicorn and by several workers is the same server.
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from app import remote
 from app.main import create_app
 from app.settings import SIMULATED, Settings
 from app.targets import TargetError
@@ -28,7 +30,10 @@ cli = typer.Typer(
 )
 
 SHUTDOWN_GRACE_S = 5
-"""How long open streams are waited for when the server is asked to stop."""
+"""How long open connections are waited for when the runs have ended."""
+
+PONG_TIMEOUT_S = 9.0
+"""How long a WebSocket's peer may owe the answer to a ping; with the ping's own interval it is gone within 15 s."""
 
 
 @cli.command()
@@ -58,6 +63,8 @@ def serve(
         f"(model: {model}{', answers are simulated' if model == SIMULATED else ''})",
         highlight=False,
     )
+    # uvicorn raises the signal that ended it once more when all is done: a drained server has ended well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         app,
         host=host,
@@ -66,6 +73,9 @@ def serve(
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        ws_ping_interval=settings.heartbeat_s,
+        ws_ping_timeout=PONG_TIMEOUT_S,
+        ws_per_message_deflate=False,  # 64 KiB a socket, and a bomb to unfold
         timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
     )
 
@@ -80,6 +90,10 @@ def settings() -> None:
         default = "–" if field.default in (None, []) else str(field.default)
         table.add_row(shown, _value(getattr(current, name)), default, field.description or "")
     Console(highlight=False).print(table)
+
+
+cli.command()(remote.runs)
+cli.command()(remote.cancel)
 
 
 def _settings() -> Settings:

@@ -27,21 +27,27 @@ from typing import Any, ClassVar
 class MillraceError(Exception):
     """The root: ``code`` is stable for programs, ``str(error)`` is for people.
 
-    ``detail`` is any JSON value that helps a program (the fields that are wrong, for instance).
+    ``detail`` is any JSON value that helps a program (the fields that are wrong, for instance). ``retry_after_ms``
+    says when to try again, where waiting helps.
     """
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, code: str | None = None, detail: Any = None) -> None:
+    def __init__(
+        self, message: str, *, code: str | None = None, detail: Any = None, retry_after_ms: int | None = None
+    ) -> None:
         super().__init__(message)
         self.reason = code or self.code
         self.detail = detail
+        self.retry_after_ms = retry_after_ms
 
     def body(self) -> dict[str, Any]:
-        """The error object of every response: ``{"error": {"code", "message", "detail"?}}``."""
+        """The error object of every response: ``{"error": {"code", "message", "retry_after_ms"?, "detail"?}}``."""
         error: dict[str, Any] = {"code": self.reason, "message": str(self)}
+        if self.retry_after_ms is not None:
+            error["retry_after_ms"] = self.retry_after_ms
         if self.detail is not None:
             error["detail"] = self.detail
         return {"error": error}

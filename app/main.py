@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from fastapi import FastAPI
@@ -29,13 +28,17 @@ from app.routes.agents import agent_routes
 from app.routes.health import health_routes
 from app.routes.langserve import langserve_routes
 from app.routes.runs import run_routes
+from app.routes.websocket import websocket_routes
 from app.runs.agent import Agent
-from app.runs.runner import Runner
+from app.runs.executor import blocking_nodes, installed
+from app.runs.ledger import Ledger
+from app.runs.run import Lag
+from app.runs.runner import Runner, Timing
 from app.settings import SIMULATED, Settings
 from app.simulator.server import Simulator
 from app.targets import Target, load_config, load_target
 from app.transports.body import BodyLimit
-from chains.models import build_model
+from chains.models import build_model, prefills
 from chains.registry import BUILTINS
 from tools.calculator import build_calculator
 from tools.clock import build_clock
@@ -64,9 +67,16 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
     }
     runner = Runner(
         served,
-        run_timeout_s=settings.run_timeout_s,
-        disconnect_grace_s=settings.disconnect_grace_s,
-        retention_s=settings.run_retention_s,
+        Ledger(settings.database_path(), demanded=settings.database_url is not None),
+        timing=Timing(
+            run_timeout_s=settings.run_timeout_s,
+            first_token_timeout_s=settings.first_token_timeout_s,
+            token_timeout_s=settings.token_timeout_s,
+            disconnect_grace_s=settings.disconnect_grace_s,
+            pause_timeout_s=settings.pause_timeout_s,
+            retention_s=settings.run_retention_s,
+        ),
+        lag=Lag(settings.subscriber_max_events, settings.subscriber_max_bytes),
         run_max_bytes=settings.run_max_bytes,
         strict=settings.strict,
     )
@@ -74,22 +84,23 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
         title="Millrace",
         version=version("millrace"),
         summary="Serves LangGraph agents as streams that survive production.",
-        lifespan=_lifespan(runner, simulator, client),
+        lifespan=_lifespan(settings, runner, simulator, client),
     )
     app.state.runner = runner
     app.state.simulator = simulator
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(LoopbackOnly)
+    app.add_middleware(LoopbackOnly, origins=settings.cors_origins)
     errors.install(app)
-    app.include_router(health_routes(lambda: runner.open))
+    app.include_router(health_routes(lambda: runner.open_for_runs))
     app.include_router(agent_routes(runner, heartbeat_s=settings.heartbeat_s))
     app.include_router(run_routes(runner, heartbeat_s=settings.heartbeat_s))
     app.include_router(langserve_routes(runner, heartbeat_s=settings.heartbeat_s))
+    app.include_router(websocket_routes(runner, origins=settings.cors_origins, max_frame_bytes=settings.max_body_bytes))
     return app
 
 
 def _lifespan(
-    runner: Runner, simulator: Simulator | None, client: DefaultAsyncHttpxClient
+    settings: Settings, runner: Runner, simulator: Simulator | None, client: DefaultAsyncHttpxClient
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -98,8 +109,12 @@ def _lifespan(
             logger.warning(
                 "no provider is set: answers are SIMULATED. Set OPENAI_API_KEY or OPENAI_BASE_URL for a model."
             )
+        for name, agent in runner.agents.items():
+            if nodes := blocking_nodes(agent.runnable):
+                logger.info("agent %s: a cancel reaches these synchronous nodes late: %s", name, ", ".join(nodes))
         try:
-            with _before_exit(runner.stop):
+            await runner.open()
+            with installed(settings.sync_threads), _draining(runner, settings.drain_grace_s):
                 yield
         finally:
             await runner.close()
@@ -111,26 +126,35 @@ def _lifespan(
 
 
 @contextmanager
-def _before_exit(stop: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop`` on SIGINT and SIGTERM, before the server's own handler.
+def _draining(runner: Runner, grace_s: float) -> Iterator[None]:
+    """Drain on SIGTERM before the server hears of it; stop at once on SIGINT, or at the second signal.
 
-    uvicorn waits for open streams first and ends the lifespan after them; but a stream ends with its run. So the runs
-    are ended as soon as the signal is there, and every reader gets its terminal event.
+    uvicorn would close its doors first, wait for the open streams, and end the lifespan after them; but a stream ends
+    with its run. So while the runs have their grace the server goes on as it was, for readers and probes, and its own
+    handler is called when the last run has its terminal event.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
     chained = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    drains: list[asyncio.Task[None]] = []
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(stop)
+    def hand_over(number: int) -> None:
         following = chained[signal.Signals(number)]
         if callable(following):
-            following(number, frame)
+            following(number, None)
+
+    def heard(number: int) -> None:
+        if number == signal.SIGTERM and not drains:
+            drains.append(loop.create_task(runner.drain(grace_s)))
+            drains[0].add_done_callback(lambda _: hand_over(number))
+        else:
+            runner.stop()
+            hand_over(number)
 
     for number in chained:
-        signal.signal(number, handle)
+        signal.signal(number, lambda number, _: loop.call_soon_threadsafe(heard, number))
     try:
         yield
     finally:
@@ -145,7 +169,14 @@ def _simulated(settings: Settings) -> bool:
 def _builtins(settings: Settings, simulator: Simulator | None, client: DefaultAsyncHttpxClient) -> dict[str, Agent]:
     name, model, tools = settings.chosen_model(), _model(settings, simulator, client), _tools(settings)
     return {
-        agent: Agent(agent, built.build(model, tools), description=built.description, model=name)
+        agent: Agent(
+            agent,
+            built.build(model, tools),
+            description=built.description,
+            model=name,
+            served_model=True,
+            seamless=prefills(model),
+        )
         for agent, built in BUILTINS.items()
     }
 

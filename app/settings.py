@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 DEFAULT_MODEL = "openai:gpt-5-mini"
 SIMULATED = "simulated"
+DEFAULT_DATABASE = "millrace.db"
 
 
 class Settings(BaseSettings):
@@ -49,12 +50,40 @@ class Settings(BaseSettings):
     weather_url: str | None = Field(
         default=None, description="A server with Open-Meteo's API, for its tool. Default: Open-Meteo's public hosts."
     )
+    database_url: str | None = Field(
+        default=None,
+        description="Where threads, rows of runs and paused runs are kept: sqlite:///FILE, or sqlite:// for this "
+        f"process's memory. Default: the file {DEFAULT_DATABASE} in the working directory.",
+    )
     run_timeout_s: float = Field(default=300, gt=0, description="How long a whole run may take.")
-    heartbeat_s: float = Field(default=5, gt=0, description="An SSE comment after that much silence.")
+    first_token_timeout_s: float = Field(
+        default=60, gt=0, description="How long a provider may be silent before the first chunk of a streamed answer."
+    )
+    token_timeout_s: float = Field(default=30, gt=0, description="How long it may be silent between two chunks.")
+    heartbeat_s: float = Field(
+        default=5, gt=0, description="An SSE comment (on WebSocket a ping) after that much silence."
+    )
+    send_timeout_s: float = Field(default=30, gt=0, description="A reader that takes no byte for that long is dropped.")
+    subscriber_max_events: int = Field(
+        default=1024, ge=1, description="How many events a reader may lag before it is told of a gap."
+    )
+    subscriber_max_bytes: int = Field(
+        default=1024 * 1024, ge=1024, description="How many bytes a reader may lag before it is told of a gap."
+    )
     run_retention_s: float = Field(default=600, ge=1, description="How long a finished run stays readable.")
     run_max_bytes: int = Field(default=8 * 1024 * 1024, ge=64 * 1024, description="How much one run's log holds.")
     disconnect_grace_s: float = Field(
         default=0, ge=0, description="How long a run goes on without a reader, where the run does not say itself."
+    )
+    pause_timeout_s: float = Field(default=600, gt=0, description="A pause that lasts longer ends as cancelled.")
+    drain_grace_s: float = Field(
+        default=20, ge=0, description="How long runs may go on after SIGTERM before they are cancelled."
+    )
+    sync_threads: int = Field(
+        default=64, ge=1, le=4096, description="Threads for synchronous nodes and tools, over all runs."
+    )
+    cors_origins: Annotated[list[str], NoDecode] = Field(
+        default=[], description="Other origins whose pages may use this server, as https://host, separated by commas."
     )
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024, description="Larger request bodies are refused.")
     strict: bool = Field(
@@ -62,10 +91,24 @@ class Settings(BaseSettings):
     )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
 
-    @field_validator("agents", mode="before")
+    @field_validator("agents", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @field_validator("database_url")
+    @classmethod
+    def _sqlite(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("sqlite://"):
+            raise ValueError("only sqlite:///FILE and sqlite:// are known")
+        return value
+
+    def database_path(self) -> str:
+        """The SQLite file, or ``":memory:"``."""
+        if self.database_url is None:
+            return DEFAULT_DATABASE
+        path = self.database_url.removeprefix("sqlite://").removeprefix("/")
+        return path or ":memory:"
 
     def chosen_model(self) -> str:
         """``provider:name``, or ``simulated``."""

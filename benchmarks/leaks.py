@@ -113,7 +113,7 @@ async def settled(app: FastAPI) -> Held:
         len(process.net_connections("tcp")),
         len(asyncio.all_tasks()),
         threading.active_count(),
-        len(app.state.runner.list("127.0.0.1")),
+        len(app.state.runner.kept("127.0.0.1")),
         process.memory_info().rss / 1e6,
     )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -81,6 +82,19 @@ class Scripted(BaseChatModel):
                 await asyncio.sleep(0)  # others have their turn, as between two reads of a socket
             else:
                 await step()
+
+
+class Gate:
+    """A step that waits until the test, from whatever thread, lets it go on."""
+
+    def __init__(self) -> None:
+        self._opened: Future[None] = Future()
+
+    async def __call__(self) -> None:
+        await asyncio.shield(asyncio.wrap_future(self._opened))
+
+    def open(self) -> None:
+        self._opened.set_result(None)
 
 
 def say(content: str | list[Any] = "", *pieces: dict[str, Any], **fields: Any) -> AIMessageChunk:

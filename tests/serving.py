@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from langchain_core.runnables import Runnable
 
 from app.main import create_app
+from app.runs.run import Run
 from app.runs.runner import Runner
 from app.settings import Settings
 from app.simulator.server import Simulator
@@ -31,22 +32,26 @@ class Served:
         assert isinstance(runner, Runner)
         return runner
 
+    def run(self, run_id: str) -> Run:
+        """A run's inside; it lives in the server's thread, so look only."""
+        return self.runner._runs[run_id]
+
 
 @contextmanager
-def running(app: FastAPI) -> Iterator[str]:
+def running(app: FastAPI, host: str = "127.0.0.1") -> Iterator[str]:
     """Serve ``app`` and give its address."""
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, lifespan="on")
     server = uvicorn.Server(config)
     # The protocol is named, as asyncio sets TCP_NODELAY only where it is.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((host, 0))
         listener.listen(512)
         ready = threading.Event()
         thread = threading.Thread(target=_run, args=(server, listener, ready))
         thread.start()
         try:
             assert ready.wait(30), "the server did not start"
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield f"http://{host}:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(30)
@@ -68,7 +73,8 @@ def _run(server: uvicorn.Server, listener: socket.socket, ready: threading.Event
 def serving(agents: Mapping[str, Runnable[Any, Any]] | None = None, **settings: Any) -> Iterator[Served]:
     """The whole product beside a simulated provider that keeps its records for the test."""
     with Simulator(tokens_per_second=200) as simulator:
-        chosen = {"openai_base_url": simulator.base_url, "model": "openai:simulated", "strict": True, **settings}
+        kept = {"database_url": "sqlite://"}
+        chosen = {"openai_base_url": simulator.base_url, "model": "openai:simulated", "strict": True, **kept, **settings}
         app = create_app(Settings(**chosen), agents)
         with running(app) as url:
             yield Served(url, app, simulator)

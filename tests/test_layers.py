@@ -14,6 +14,7 @@ HOUSE: dict[str, set[str]] = {
     "app.settings": set(),
     "app.simulator": set(),
     "app.targets": {"app.errors"},
+    "app.remote": set(),
     "app.events": {"app.errors"},
     "app.eventlog": {"app.events", "app.errors", "app.telemetry"},
     "app.limits": {"app.events", "app.errors", "app.telemetry"},

@@ -2,8 +2,9 @@
 
 Offsets are given by ``append`` alone: 1, 2, 3 … without a hole. An entry never changes. After the terminal event
 nothing can be appended. A log is bounded in bytes: beyond the bound its oldest droppable entries go, and a reader
-who still needed them finds the hole by the offsets; entries that are not droppable are never dropped. The writer
-never waits for a reader, and a reader that is cancelled while it waits has lost nothing.
+who still needed them finds the hole by the offsets; the newest entry is always there, and entries that are not
+droppable are never dropped. The writer never waits for a reader, and a reader that is cancelled while it waits has
+lost nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -21,8 +22,15 @@ class Entry(NamedTuple):
     data: bytes
 
 
+class Lag(NamedTuple):
+    """How much lies over a reader's place: entries, and the bytes of their JSON."""
+
+    events: int
+    bytes: int
+
+
 class LogClosed(Exception):
-    """The terminal event is in: nothing can follow it."""
+    """The terminal event is in, or the log was abandoned: nothing can follow."""
 
 
 class LogFull(Exception):
@@ -46,14 +54,37 @@ class RunLog(ABC):
     def append(self, event: Event) -> Entry:
         """Give the event the next offset, keep it, wake who waits. Never awaits.
 
-        Raises ``LogClosed`` after the terminal event, and ``LogFull`` when what may not be dropped fills the
-        bound; ``error``, ``usage`` and the closing events are admitted even then, so that a full log can end.
+        Raises ``LogClosed`` after the terminal event and after ``abandon``, and ``LogFull`` when what may not be
+        dropped fills the bound; ``error``, ``usage`` and the closing events are admitted even then, so that a full
+        log can end.
         """
 
     @abstractmethod
-    def read(self, after: int, limit: int) -> Sequence[Entry]:
-        """The entries with an offset over ``after``, in order, ``limit`` at most. Never awaits."""
+    def abandon(self) -> None:
+        """This process lets go of a run that is not over: what is there can still be read, nothing follows.
+
+        Wakes who waits. Twice is once; after the terminal event it means nothing.
+        """
+
+    @abstractmethod
+    def read(self, after: int, limit: int, cut: int = 0) -> Sequence[Entry]:
+        """The entries with an offset over ``after``, in order, ``limit`` at most. Never awaits.
+
+        Up to ``cut`` only those that may not be dropped.
+        """
+
+    @abstractmethod
+    def lag(self, after: int) -> Lag:
+        """How much there is over ``after``. Cheap, however long the log is."""
+
+    @abstractmethod
+    def cut(self, after: int, bound: Lag) -> int:
+        """The least offset such that ``read`` with it as ``cut`` gives no more over ``after`` than ``bound``.
+
+        The newest entry is never cut off: a gap is told together with what follows it. So where the newest alone,
+        or what may not be dropped, exceeds the bound, the cut is just below the newest. Cheap as ``lag``.
+        """
 
     @abstractmethod
     async def wait(self, after: int) -> None:
-        """Return once there is an entry over ``after``, or the log is closed."""
+        """Return once there is an entry over ``after``, or nothing more will come."""

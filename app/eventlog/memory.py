@@ -1,15 +1,22 @@
 """A run's log in this process's memory, bounded in bytes; the log of every run unless one machine is too small.
 
-Entries stand in one list, sorted by offset, so a reader's place is found by bisection whatever was dropped.
+What may not be dropped stands on one shelf, what may on another, each sorted by offset, and a read takes from both.
+So dropping is letting go of the beginning of the second, and a reader far behind is taken over a long stretch by the
+first alone, without a look at what it skips. Beside the entries run the sums of their sizes: how far a reader lags,
+and what it has to skip, is a subtraction and a bisection, however long the log is.
+
 Dropping goes in strokes: at the bound, the oldest droppable entries go until a tenth of the bound is free again,
 so that a long answer pays for it once in a while and not at each token.
 """
 
 import asyncio
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 
-from app.eventlog.base import Entry, LogClosed, LogFull, RunLog
+import msgspec
+
+from app.eventlog.base import Entry, Lag, LogClosed, LogFull, RunLog
 from app.events import codec
 from app.events.event import (
     Error,
@@ -21,8 +28,8 @@ from app.events.event import (
     Usage,
 )
 
-ENTRY_OVERHEAD = 200
-"""Bytes of Python objects an entry costs beside its JSON (measured, rounded up)."""
+ENTRY_OVERHEAD = 400
+"""Bytes of Python objects that an entry costs beside its JSON (measured on tokens, rounded up)."""
 
 _CLOSING = (Error, Usage, MessageFinished, ToolFinished, NodeFinished, RunFinished)
 
@@ -32,12 +39,31 @@ class MemoryLog(RunLog):
 
     def __init__(self, max_bytes: int = 8 * 1024 * 1024) -> None:
         self._max_bytes = max_bytes
-        self._entries: list[Entry] = []
+        self._firm = _Shelf()
+        self._loose = _Shelf()
         self._bytes = 0
-        self._firm = 0  # bytes that may not be dropped
         self._last = 0
+        self._newest: list[Entry] = []  # nothing, or the one entry that each reader who keeps up asks for
         self._closed = False
+        self._abandoned = False
         self._waiting: set[asyncio.Future[None]] = set()
+
+    @classmethod
+    def load(cls, dump: bytes, max_bytes: int = 8 * 1024 * 1024) -> "MemoryLog":
+        """The log that ``dump`` was taken of, holes and all, not abandoned. Raises ``ValueError`` for what is none."""
+        log = cls(max_bytes)
+        *lines, rest = dump.split(b"\n")
+        if rest:
+            raise ValueError("this is no log's dump: it is cut off")
+        for line in lines:
+            log._put(_entry(line, after=log._last, closed=log._closed))
+        return log
+
+    def dump(self) -> bytes:
+        """All that is held, a line an entry: its offset, its event's type, its JSON."""
+        return b"".join(
+            b"%d %b %b\n" % (one.offset, one.event.type.encode(), one.data) for one in self.read(0, self._last)
+        )
 
     @property
     def last(self) -> int:
@@ -56,31 +82,51 @@ class MemoryLog(RunLog):
 
     def append(self, event: Event) -> Entry:
         """Give the event the next offset; see ``RunLog.append``."""
-        if self._closed:
-            raise LogClosed(f"{event.type} after the end of the run")
+        if self._closed or self._abandoned:
+            raise LogClosed(f"{event.type} after the {'end' if self._closed else 'abandoning'} of the run's log")
         entry = Entry(self._last + 1, event, codec.encode(event))
         size = len(entry.data) + ENTRY_OVERHEAD
         if self._bytes + size > self._max_bytes:
             # Known before anything goes: what is refused must not cost a reader the entries it was woken for.
-            if self._firm + size > self._max_bytes and not isinstance(event, _CLOSING):
+            if self._firm.size + size > self._max_bytes and not isinstance(event, _CLOSING):
                 raise LogFull(f"the run's log holds {self._max_bytes} bytes that may not be dropped")
-            self._make_room(size)
-        self._last = entry.offset
-        self._entries.append(entry)
-        self._bytes += size
-        self._firm += 0 if event.droppable else size
-        self._closed = isinstance(event, RunFinished)
+            self._bytes -= self._loose.drop(self._bytes + size - self._max_bytes * 9 // 10)
+        self._put(entry)
         self._wake()
         return entry
 
-    def read(self, after: int, limit: int) -> Sequence[Entry]:
+    def abandon(self) -> None:
+        """Let go of a run that is not over; see ``RunLog.abandon``."""
+        self._abandoned = not self._closed
+        self._wake()
+
+    def read(self, after: int, limit: int, cut: int = 0) -> Sequence[Entry]:
         """The next entries over ``after``."""
-        start = self._place(after)
-        return self._entries[start : start + limit]
+        if after == self._last - 1:
+            return self._newest[:limit]
+        firm, loose = self._firm.entries, self._loose.entries
+        start = self._place(self._firm, after)
+        firm = firm[start : start + limit]
+        start = self._place(self._loose, max(after, cut))
+        loose = loose[start : start + limit]
+        return sorted([*firm, *loose], key=_offset)[:limit] if firm and loose else firm or loose
+
+    def lag(self, after: int) -> Lag:
+        """How much there is over ``after``."""
+        firm = self._firm.over(self._place(self._firm, after))
+        loose = self._loose.over(self._place(self._loose, after))
+        return Lag(firm.events + loose.events, firm.bytes + loose.bytes)
+
+    def cut(self, after: int, bound: Lag) -> int:
+        """The least cut by which what is left over ``after`` is within the bound; see ``RunLog.cut``."""
+        lag, start = self.lag(after), self._place(self._loose, after)
+        stop = self._loose.stop(start, Lag(lag.events - bound.events, lag.bytes - bound.bytes))
+        stop = min(stop, self._place(self._loose, self._last - 1))
+        return self._loose.entries[stop - 1].offset if stop > start else 0
 
     async def wait(self, after: int) -> None:
         """Return once something is over ``after``, or nothing more will come."""
-        while self._last <= after and not self._closed:
+        while self._last <= after and not self._closed and not self._abandoned:
             woken = asyncio.get_running_loop().create_future()
             self._waiting.add(woken)
             try:
@@ -88,24 +134,73 @@ class MemoryLog(RunLog):
             finally:
                 self._waiting.discard(woken)
 
-    def _place(self, after: int) -> int:
-        # Without drops the place is known at once; with them it is to the left of that.
-        high = min(after, len(self._entries))
-        if high == after and (not high or self._entries[high - 1].offset == after):
-            return high
-        return bisect_right(self._entries, after, key=lambda entry: entry.offset)
+    def _put(self, entry: Entry) -> None:
+        self._last = entry.offset
+        self._newest = [entry]
+        self._bytes += len(entry.data) + ENTRY_OVERHEAD
+        if entry.event.droppable:
+            self._loose.put(entry)
+        else:
+            self._firm.put(entry)
+            self._closed = isinstance(entry.event, RunFinished)
+
+    def _place(self, shelf: "_Shelf", after: int) -> int:
+        """How many of the shelf's entries have an offset up to ``after``."""
+        # As many as there are offsets over it may be over it: for who keeps up, nothing is left to look for.
+        low = max(0, len(shelf.entries) - max(0, self._last - after))
+        return bisect_right(shelf.entries, after, low, key=_offset)
 
     def _wake(self) -> None:
         for woken in self._waiting:
             if not woken.done():
                 woken.set_result(None)
 
-    def _make_room(self, size: int) -> None:
-        goal = self._max_bytes * 9 // 10 - size
-        kept: list[Entry] = []
-        for entry in self._entries:
-            if self._bytes > goal and entry.event.droppable:
-                self._bytes -= len(entry.data) + ENTRY_OVERHEAD
-            else:
-                kept.append(entry)
-        self._entries = kept
+
+class _Shelf:
+    """Entries by offset. ``_ends[i + 1] - _ends[i]`` is the size of entry ``i``."""
+
+    __slots__ = ("_ends", "entries")
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self._ends = [0]
+
+    @property
+    def size(self) -> int:
+        return self._ends[-1] - self._ends[0] + len(self.entries) * ENTRY_OVERHEAD
+
+    def put(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self._ends.append(self._ends[-1] + len(entry.data))
+
+    def over(self, start: int) -> Lag:
+        """How much there is from this place on."""
+        return Lag(len(self.entries) - start, self._ends[-1] - self._ends[start])
+
+    def stop(self, start: int, excess: Lag) -> int:
+        """The place before which, counted from ``start``, there is at least that much; it may lie beyond the end."""
+        return max(start + excess.events, bisect_left(self._ends, self._ends[start] + excess.bytes, start))
+
+    def drop(self, excess: int) -> int:
+        """Let as many of the oldest go as make up that much of ``size``, or all; how much that was."""
+        size = self.size
+        first = self._ends[0]
+        places = range(len(self.entries))
+        stop = bisect_left(places, excess, key=lambda place: self._ends[place] - first + place * ENTRY_OVERHEAD)
+        del self.entries[:stop], self._ends[:stop]
+        return size - self.size
+
+
+_offset = itemgetter(0)
+
+
+def _entry(line: bytes, *, after: int, closed: bool) -> Entry:
+    """An entry from its line in a dump. Raises ``ValueError``."""
+    try:
+        offset, type_, data = line.split(b" ", 2)
+        entry = Entry(int(offset), codec.decode(type_.decode(), data), data)
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise ValueError(f"this is no log's dump: {error}") from None
+    if entry.offset <= after or closed:
+        raise ValueError(f"this is no log's dump: entry {entry.offset} is out of place")
+    return entry

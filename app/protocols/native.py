@@ -25,7 +25,7 @@ def parse(body: bytes) -> RunRequest:
     try:
         return _decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+        raise invalid(str(error)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise BadRequest("the body is not JSON", code="invalid_json") from None
 
@@ -52,8 +52,9 @@ def encode(offset: int, event: Event, data: bytes) -> tuple[Frame]:
     return (Frame(str(offset), event.type, data),)
 
 
-def _invalid(problem: str) -> InvalidInput:
+def invalid(problem: str, whole: str = "the body") -> InvalidInput:
+    """What msgspec says of a run request, as an error that names the field."""
     unknown, found = _UNKNOWN.search(problem), _FIELD.search(problem)
     field = unknown["field"] if unknown else found["field"] if found else ""
     message = "is no field of a run request" if unknown else problem.split(" - at ", maxsplit=1)[0].replace("`", "")
-    return InvalidInput(f"{field or 'the body'}: {message}", detail=[{"field": field, "message": message}])
+    return InvalidInput(f"{field or whole}: {message}", detail=[{"field": field, "message": message}])

@@ -2,50 +2,67 @@
 
 A browser on this machine also runs pages from elsewhere, which must not speak as the person at the keyboard. So the
 ``Host`` must name this machine (a page can have its own name resolve to 127.0.0.1: DNS rebinding), and an ``Origin``,
-which browsers send with every request that starts something, must be the server's own.
+which browsers send with every request that starts something, and with every WebSocket, must be the server's own.
 """
 
 import ipaddress
-from urllib.parse import urlsplit
+from collections.abc import Collection
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from app.errors import Forbidden
+from app.transports.websocket import CloseCode, refuse
+
+FOREIGN = "pages of other origins may not use this server"
 
 _IN_PROCESS = "testclient"
 """What Starlette's TestClient calls its peer; no network peer has a name for an address."""
 
 
 class LoopbackOnly:
-    """ASGI middleware: sets ``request.state.user`` or refuses with 403."""
+    """ASGI middleware: sets ``request.state.user``, or refuses with 403 (a WebSocket: 4403).
 
-    def __init__(self, app: ASGIApp) -> None:
+    Pages of ``origins`` may ask beside the server's own. For a WebSocket that is its own route's to judge.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str] = ()) -> None:
         self._app = app
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with its user."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        peer = (scope.get("client") or ("127.0.0.1", 0))[0]
-        refusal = _refusal(peer, Headers(scope=scope))
-        if refusal is not None:
-            error = Forbidden(refusal)
-            await JSONResponse(error.body(), error.status)(scope, receive, send)
-            return
-        scope.setdefault("state", {})["user"] = peer
-        await self._app(scope, receive, send)
+        peer, headers = (scope.get("client") or ("127.0.0.1", 0))[0], Headers(scope=scope)
+        if not _on_this_machine(peer, headers):
+            await _refuse(scope, receive, send, "this server has no keys set, so it serves its own machine only")
+        elif scope["type"] == "http" and not may_ask(headers, self._origins):
+            await _refuse(scope, receive, send, FOREIGN)
+        else:
+            scope.setdefault("state", {})["user"] = peer
+            await self._app(scope, receive, send)
 
 
-def _refusal(peer: str, headers: Headers) -> str | None:
-    host, origin = headers.get("host", ""), headers.get("origin")
-    if peer != _IN_PROCESS and not (_is_loopback(peer) and _names_loopback(host)):
-        return "this server has no keys set, so it serves its own machine only"
-    if origin is not None and urlsplit(origin).netloc != host:
-        return "pages of other origins may not use this server"
-    return None
+def may_ask(headers: Headers, origins: Collection[str]) -> bool:
+    """Whether the page that asks, if it is a page, is the server's own or of one of the ``origins``."""
+    asking, host = headers.getlist("origin"), headers.get("host", "")
+    return not asking or (len(asking) == 1 and asking[0] in {f"http://{host}", f"https://{host}", *origins})
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, reason: str) -> None:
+    if scope["type"] == "websocket":
+        await refuse(WebSocket(scope, receive, send), CloseCode.FORBIDDEN, reason)
+        return
+    error = Forbidden(reason)
+    await JSONResponse(error.body(), error.status)(scope, receive, send)
+
+
+def _on_this_machine(peer: str, headers: Headers) -> bool:
+    return peer == _IN_PROCESS or (_is_loopback(peer) and _names_loopback(headers.get("host", "")))
 
 
 def _is_loopback(address: str) -> bool:

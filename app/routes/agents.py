@@ -40,7 +40,7 @@ def agent_routes(runner: Runner, *, heartbeat_s: float) -> APIRouter:
         """
         served = runner.agent(agent)
         streams = wants_stream(request)
-        run = runner.start(
+        run = await runner.start(
             served,
             native.parse(await request.body()),
             user=request.state.user,

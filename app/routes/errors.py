@@ -1,4 +1,4 @@
-"""The error object of every response: ``{"error": {"code", "message", "detail"?}}``, never a trace."""
+"""The error object of every response: ``{"error": {"code", "message", "retry_after_ms"?, "detail"?}}``. No trace."""
 
 import logging
 from typing import Any
@@ -18,7 +18,9 @@ _CODES = {404: "not_found", 405: "method_not_allowed", 406: "not_acceptable", 41
 
 def response(error: MillraceError) -> JSONResponse:
     """The error as a response. A body that was refused half way leaves a connection nobody can go on with."""
-    headers = {"Connection": "close"} if error.status in (408, 413) or error.reason == "body_timeout" else None
+    headers = {"Connection": "close"} if error.status in (408, 413) or error.reason == "body_timeout" else {}
+    if error.retry_after_ms is not None:
+        headers["Retry-After"] = str(-(-error.retry_after_ms // 1000))
     return JSONResponse(error.body(), error.status, headers=headers)
 
 

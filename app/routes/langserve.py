@@ -116,15 +116,19 @@ class CallRoute(APIRoute):
         with ExitStack() as leaving:
             leaving.callback(who.close)
             try:
-                response = await until_disconnect(serve(_Checked(request, sent)), request.receive)
-                if isinstance(response, EventSourceResponse):
-                    stream = await _Stream.begun(response, who, request.state.run_id, self.heartbeat_s)
-                    leaving.pop_all()
-                    return stream
+                response = await until_disconnect(self._answer(serve, _Checked(request, sent), who), request.receive)
             except RunFailed as error:
                 response = errors.response(error)
-        if not batch:
-            response.headers.update(run_headers(request.state.run_id))
+            if isinstance(response, _Stream):
+                leaving.pop_all()
+            elif not batch:
+                response.headers.update(run_headers(request.state.run_id))
+        return response
+
+    async def _answer(self, serve: Serve, request: Request, who: Caller) -> Response:
+        response = await serve(request)
+        if isinstance(response, EventSourceResponse):
+            return await _Stream.begun(response, who, request.state.run_id, self.heartbeat_s)
         return response
 
 
@@ -146,28 +150,27 @@ class _Stream(EventStream):
     def __init__(self, frames: "_Frames", who: Caller, run_id: str, heartbeat_s: float) -> None:
         super().__init__(frames, heartbeat_s=heartbeat_s, headers=run_headers(run_id), on_close=who.close)
         self._frames = frames
-        self._who = who
 
     @classmethod
     async def begun(cls, response: EventSourceResponse, who: Caller, run_id: str, heartbeat_s: float) -> "_Stream":
         """The stream with its run started. Raises what refused the run, while there is a status to say it by."""
         frames = _Frames(cast("AsyncGenerator[dict[str, str], None]", response.body_iterator))
-        await frames.begin()
-        if not who.runs and frames.failure is not None:
+        try:
+            await frames.begin(who.started)
+            if not who.runs and frames.failure is not None:
+                raise frames.failure
+        except BaseException:
             await frames.aclose()
-            raise frames.failure
+            raise
         return cls(frames, who, run_id, heartbeat_s)
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the run ends, the client leaves, or it lags too far: then the connection is broken off."""
+        """Send until the run ends, the client leaves, or it has lagged too far and is told so."""
         try:
-            with anyio.CancelScope() as sending:
-                self._who.on_overflow = sending.cancel
-                await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send)
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._frames.aclose()
+            await self._frames.aclose()
 
 
 class _Frames:
@@ -181,10 +184,10 @@ class _Frames:
         self._items = items
         self._next: asyncio.Task[Frame | None] | None = None
 
-    async def begin(self) -> None:
-        """Run up to the first wait: the run is started there, or refused."""
+    async def begin(self, started: asyncio.Future[None]) -> None:
+        """Set off, and wait until the run is started or refused."""
         self._next = asyncio.create_task(self._advance())
-        await asyncio.sleep(0)
+        await asyncio.wait((self._next, started), return_when=asyncio.FIRST_COMPLETED)
 
     async def read(self) -> Sequence[Frame]:
         """The next frame."""
@@ -198,12 +201,13 @@ class _Frames:
 
     async def aclose(self) -> None:
         """Let go of the generator. It would answer a plain close with another item, which Python forbids."""
-        if self._next is not None:
-            self._next.cancel()
-            await asyncio.gather(self._next, return_exceptions=True)
-        with suppress(asyncio.CancelledError, StopAsyncIteration):
-            await self._items.athrow(asyncio.CancelledError())
-        await self._items.aclose()
+        with anyio.CancelScope(shield=True):
+            if self._next is not None:
+                self._next.cancel()
+                await asyncio.gather(self._next, return_exceptions=True)
+            with suppress(asyncio.CancelledError, StopAsyncIteration):
+                await self._items.athrow(asyncio.CancelledError())
+            await self._items.aclose()
 
     async def _advance(self) -> Frame | None:
         if self.failure is not None:

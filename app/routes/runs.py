@@ -1,22 +1,17 @@
-"""Following, fetching and cancelling a run. Everything here sees the caller's own runs only."""
-
-import asyncio
+"""Following, fetching, cancelling, pausing a run, and reading a thread. All of it sees the caller's own only."""
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.protocols import native
-from app.routes.stream import run_headers, stream_run
+from app.routes.stream import stream_run
+from app.runs.run import Run
 from app.runs.runner import Runner
-from app.runs.scope import Ending
 from app.transports.disconnect import wait_or_leave
 
 EVENTSOURCE_GRACE_S = 3.0
 """A browser's EventSource that lost its connection is back within its retry time: no reason to end the run."""
-
-CANCEL_WAIT_S = 2.0
-"""How long a cancel waits for the run's end, so that its answer can usually tell the final status."""
 
 
 def run_routes(runner: Runner, *, heartbeat_s: float) -> APIRouter:
@@ -26,12 +21,12 @@ def run_routes(runner: Runner, *, heartbeat_s: float) -> APIRouter:
     @router.get("/runs")
     async def runs(request: Request) -> JSONResponse:
         """The caller's runs, newest first."""
-        return JSONResponse({"runs": [run.row() for run in runner.list(request.state.user)]})
+        return JSONResponse({"runs": await runner.rows(request.state.user)})
 
     @router.get("/runs/{run_id}")
     async def run(run_id: str, request: Request) -> JSONResponse:
         """One run."""
-        return JSONResponse(runner.get(run_id, request.state.user).row())
+        return JSONResponse((await runner.get(run_id, request.state.user)).row())
 
     @router.get("/runs/{run_id}/events")
     async def events(run_id: str, request: Request, after: str | None = None) -> Response:
@@ -39,18 +34,18 @@ def run_routes(runner: Runner, *, heartbeat_s: float) -> APIRouter:
 
         204: the run is finished and there is nothing more, which tells an EventSource to stop.
         """
-        run = runner.get(run_id, request.state.user)
+        run = await runner.get(run_id, request.state.user)
         # The header wins: a reconnecting EventSource sends it along with the address it was opened with.
         offset = native.parse_offset(request.headers.get("last-event-id") or after)
         if run.finished and offset == run.last_event_id:
-            return Response(status_code=204, headers=run_headers(run_id))
+            return Response(status_code=204)
         return stream_run(run, offset, native.encode, heartbeat_s=heartbeat_s, min_grace_s=EVENTSOURCE_GRACE_S)
 
     @router.get("/runs/{run_id}/result")
     async def result(run_id: str, request: Request, wait: bool = False) -> Response:
         """The whole answer: status, text, message, object, usage. 409 while the run goes on, unless `?wait=true`."""
-        run = runner.get(run_id, request.state.user)
-        if wait and not run.finished:
+        run = await runner.get(run_id, request.state.user)
+        if wait and isinstance(run, Run) and not run.finished:
             with run.scope.attach():
                 if not await wait_or_leave(run.done.wait(), request.receive):
                     return Response(status_code=204)
@@ -59,14 +54,27 @@ def run_routes(runner: Runner, *, heartbeat_s: float) -> APIRouter:
     @router.post("/runs/{run_id}/cancel")
     async def cancel(run_id: str, request: Request) -> JSONResponse:
         """End the run now, whoever reads it. Cancelling a run that is over changes nothing."""
-        run = runner.get(run_id, request.state.user)
-        if not run.finished:
-            run.scope.end(Ending("cancelled", "requested"))
-            try:
-                async with asyncio.timeout(CANCEL_WAIT_S):
-                    await run.done.wait()
-            except TimeoutError:
-                pass
+        run = await runner.get(run_id, request.state.user)
+        await runner.cancel(run)
         return JSONResponse(run.row(), 200 if run.finished else 202)
+
+    @router.post("/runs/{run_id}/pause")
+    async def pause(run_id: str, request: Request) -> JSONResponse:
+        """Stop the answer and its cost, and keep the run: at once in mid-answer, else at the next model call (202)."""
+        run = await runner.get(run_id, request.state.user)
+        await runner.pause(run)
+        return JSONResponse(run.row(), 200 if run.finished or run.status == "paused" else 202)
+
+    @router.post("/runs/{run_id}/continue")
+    async def resume(run_id: str, request: Request) -> JSONResponse:
+        """Let a paused run go on. A run that is not paused is left as it is."""
+        run = await runner.get(run_id, request.state.user)
+        await runner.resume(run)
+        return JSONResponse(run.row())
+
+    @router.get("/threads/{thread_id}")
+    async def thread(thread_id: str, request: Request) -> JSONResponse:
+        """A conversation: its messages, what it waits for, the run that is on it."""
+        return JSONResponse(await runner.thread(thread_id, request.state.user))
 
     return router

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from app.eventlog.subscriber import EndOfLog, Subscriber
+from app.eventlog.subscriber import EndOfLog, LogAbandoned, Subscriber
 from app.events.event import Event
 from app.protocols.frame import Frame
+from app.runs.past import PastRun
 from app.runs.run import Run
-from app.transports.sse import EndOfFrames, EventStream
+from app.transports.sse import BrokenFrames, EndOfFrames, EventStream
 
 Encode = Callable[[int, Event, bytes], Sequence[Frame]]
 
@@ -24,6 +25,8 @@ class LogFrames:
             entries = await self._subscriber.read()
         except EndOfLog:
             raise EndOfFrames from None
+        except LogAbandoned:
+            raise BrokenFrames from None
         return [frame for entry in entries for frame in self._encode(*entry)]
 
 
@@ -32,8 +35,11 @@ def run_headers(run_id: str) -> dict[str, str]:
     return {"X-Run-Id": run_id, "Content-Location": f"/runs/{run_id}"}
 
 
-def stream_run(run: Run, after: int, encode: Encode, *, heartbeat_s: float, min_grace_s: float = 0) -> EventStream:
+def stream_run(
+    run: Run | PastRun, after: int, encode: Encode, *, heartbeat_s: float, min_grace_s: float = 0
+) -> EventStream:
     """The run's events over ``after`` as a response that is a reader of the run until it is closed."""
     source = LogFrames(run.subscribe(after), encode)
+    assert isinstance(run, Run)  # the past has raised
     attachment = run.scope.attach(min_grace_s)
     return EventStream(source, heartbeat_s=heartbeat_s, headers=run_headers(run.run_id), on_close=attachment.close)

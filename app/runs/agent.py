@@ -13,6 +13,7 @@ from langchain_core.language_models import BaseChatModel, BaseLLM
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.runnables import Runnable, RunnablePassthrough, RunnableSequence
 from langchain_core.tools import BaseTool
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.pregel import Pregel
@@ -20,6 +21,8 @@ from pydantic import BaseModel, ValidationError
 from typing_extensions import is_typeddict
 
 from app.errors import InvalidInput
+
+Graph = CompiledStateGraph[Any, Any, Any, Any]
 
 ROLES = frozenset(("user", "human", "assistant", "ai", "system", "developer", "tool"))
 """The roles a client may give a message."""
@@ -29,7 +32,12 @@ MAX_INPUT_DEPTH = 100
 
 
 class Agent:
-    """A served runnable. ``configurable`` names the fields of ``config.configurable`` that clients may set."""
+    """A served runnable.
+
+    ``configurable`` names the fields of ``config.configurable`` that clients may set. ``served_model``: all its models
+    are Millrace's own, so its runs can be paused and bounded by ``max_tokens``; ``seamless``: its provider goes on with
+    an answer as if it had never stopped.
+    """
 
     def __init__(
         self,
@@ -39,18 +47,37 @@ class Agent:
         description: str = "",
         model: str | None = None,
         configurable: Sequence[str] = (),
+        served_model: bool = False,
+        seamless: bool = False,
     ) -> None:
         self.name = name
         self.description = description
         self.model = model
         self.configurable = frozenset(configurable)
+        self.served_model = served_model
+        self.seamless = seamless
         self.runnable = _served(runnable)
+        self.is_graph = isinstance(self.runnable, CompiledStateGraph)
         self.labels = {tool.name: _label(tool) for tool in _tools(self.runnable)}
         self.input_schema = _input_schema(self.runnable)
         self.output_schema = _output_schema(self.runnable)
         self.takes_messages = "messages" in self.input_schema.get("properties", {})
         self._input_model = _input_model(self.runnable)
         self._takes_parts = _takes_parts(self.runnable)
+        self._graphs: dict[int, Graph] = {}
+
+    @property
+    def has_threads(self) -> bool:
+        """Whether it is a graph whose conversation can be kept."""
+        return self.is_graph and self.takes_messages
+
+    def graph(self, saver: BaseCheckpointSaver[Any]) -> Graph:
+        """The graph, with its checkpoints kept there. Only where ``is_graph``."""
+        graph = self._graphs.get(id(saver))
+        if graph is None:
+            assert isinstance(self.runnable, CompiledStateGraph)
+            graph = self._graphs[id(saver)] = self.runnable.copy({"checkpointer": saver})
+        return graph
 
     @property
     def takes_text(self) -> bool:
@@ -69,9 +96,9 @@ class Agent:
                 "text_input": self.takes_text,
                 "messages": self.takes_messages,
                 "tools": sorted(self.labels),
-                "threads": False,
-                "pause": False,
-                "max_tokens": False,
+                "threads": self.has_threads,
+                "pause": self.served_model,
+                "max_tokens": self.served_model,
                 "configurable": sorted(self.configurable),
             },
         }

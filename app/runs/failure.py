@@ -15,6 +15,14 @@ _BROKEN = frozenset(
     ("RemoteProtocolError", "ReadError", "WriteError", "IncompleteRead", "ChunkedEncodingError", "ProviderDropped")
 )
 _SLOW = frozenset(("APITimeoutError", "ReadTimeout", "StreamChunkTimeoutError", "PoolTimeout", "WriteTimeout"))
+_TIMED_OUT = {
+    "run_timeout": "The run took longer than it may: the request's timeout_s, or the server's RUN_TIMEOUT_S. Allow it "
+    "more time, or ask for less.",
+    "first_token_timeout": "The model provider was silent for too long before its answer: first_token_timeout_s, or "
+    "the server's FIRST_TOKEN_TIMEOUT_S. Try again in a moment.",
+    "token_timeout": "The model provider fell silent for too long in the middle of its answer: token_timeout_s, or the "
+    "server's TOKEN_TIMEOUT_S. What had come is kept; try again in a moment.",
+}
 
 
 class ProviderDropped(Exception):
@@ -43,6 +51,11 @@ def describe(error: BaseException | None, *, streamed: bool) -> Failure:
     return Failure(
         "agent_error", f"The agent failed ({type(error).__name__}). The server's log has the details.", False
     )
+
+
+def timed_out(reason: str) -> Failure:
+    """A ``timed_out`` ending's: ``run_timeout``, ``first_token_timeout`` or ``token_timeout``."""
+    return Failure(reason, _TIMED_OUT[reason], True)
 
 
 def _provider(error: BaseException, *, streamed: bool) -> Failure | None:

@@ -7,22 +7,73 @@ appends the terminal event; it never awaits, so nothing can come between.
 
 import asyncio
 import time
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+from uuid import UUID
 
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables.config import ensure_config
 
 from app.errors import BadRequest, RunExpired, RunNotFinished
 from app.eventlog.base import RunLog
+from app.eventlog.memory import MemoryLog
 from app.eventlog.subscriber import Subscriber
 from app.events import codec
-from app.events.event import Error, Event, Reasoning, RunFinished, RunStarted, Status, Token, Totals
+from app.events.event import (
+    Error,
+    Event,
+    Reasoning,
+    RunFinished,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+    Status,
+    Token,
+    Totals,
+)
 from app.events.grammar import Grammar
 from app.events.request import RunRequest
 from app.runs.agent import Agent
 from app.runs.failure import Failure
 from app.runs.scope import Ending, Scope
-from app.runs.translate import Translator
+from app.runs.translate import Held, Translator
 from app.runs.usage import Meter, now_ms
+from app.runs.watchdog import Watchdog
+
+WITHOUT_RESULT: Mapping[Status, str] = {
+    "completed": "The call was left without a result.",
+    "cancelled": "The run was cancelled before this call had a result.",
+    "failed": "The run failed before this call had a result.",
+    "timed_out": "The run ran out of time before this call had a result.",
+    "interrupted": "The run waits for a person before this call.",
+}
+"""What is told, as their result, of calls that a run's end has left open: to readers, and to the thread's next turn."""
+
+
+class Lag(NamedTuple):
+    """How far a reader may lag before it is told of a gap."""
+
+    max_events: int = 1024
+    max_bytes: int = 1024 * 1024
+
+
+class Stopwatch:
+    """The time a run has been at work: its pauses do not count. Milliseconds."""
+
+    def __init__(self, spent_ms: int = 0) -> None:
+        self._spent_ms = spent_ms
+        self._since: float | None = None
+
+    def go(self) -> None:
+        """Count from now on."""
+        self._since = time.monotonic()
+
+    def stop(self) -> int:
+        """Stand still; what was counted in all."""
+        if self._since is not None:
+            self._spent_ms += int((time.monotonic() - self._since) * 1000)
+            self._since = None
+        return self._spent_ms
 
 
 class Run:
@@ -39,34 +90,52 @@ class Run:
         log: RunLog,
         scope: Scope,
         grammar: Grammar | None,
+        watchdog: Watchdog | None = None,
+        lag: Lag = Lag(),
+        pausable: bool = False,
     ) -> None:
         self.run_id = run_id
         self.agent = agent
+        self.request = request
         self.user = user
         self.idempotency_key = idempotency_key
         self.scope = scope
         self.thread_id = request.thread_id
-        self.max_tokens = request.max_tokens
-        self.metadata = request.metadata
-        self.meter = Meter(scope)
+        self.pausable = pausable
+        self.held: list[Held] | None = None
+        self.meter = Meter(scope, watchdog)
         self.failure: Failure | None = None
+        self.turn = asyncio.Event()
+        self.paused = asyncio.Event()
+        self.going = asyncio.Event()
         self.done = asyncio.Event()
-        self.created_at = self.started_at = time.time()
+        self.created_at = time.time()
+        self.started_at: float | None = None
         self.finished_at: float | None = None
-        self.status: Status | Literal["running"] = "running"
+        self.threads = 0
+        self.status: Status | Literal["queued", "running", "paused"] = "running"
+        self.reason: str | None = None
         self.usage = Totals()
         self.ttft_ms: int | None = None
         self.last_event_id = 0
-        self._began = time.monotonic()
+        self.active = Stopwatch()
         self._log: RunLog | None = log
         self._grammar = grammar
+        self._lag = lag
+        self._pause_wanted: str | None = None
         self._translator = Translator(agent.labels, self.meter)
+        self._translator.pause_after = request.pause_after
         self._result: dict[str, Any] | None = None
 
     @property
     def finished(self) -> bool:
         """Whether the terminal event is in the log."""
-        return self.status != "running"
+        return self.status not in ("queued", "running", "paused")
+
+    @property
+    def max_tokens(self) -> int | None:
+        """What the request bounds each answer to; also read by the models that Millrace builds."""
+        return self.request.max_tokens
 
     def start(self) -> None:
         """Append the first event."""
@@ -81,10 +150,23 @@ class Run:
             )
         )
 
+    def begin(self) -> None:
+        """The graph is about to run, or to go on: from here the run's time counts."""
+        self.status = "running"
+        self.started_at = self.started_at or time.time()
+        self.active.go()
+        self.scope.start_clock()
+
     def feed(self, raw: Any) -> None:
         """One of LangChain's events: append what it stands for."""
+        if self.scope.pausing is not None:
+            return  # what comes after the pause was decided is generated anew
         for event in self._translator.feed(raw, now_ms()):
             self.append(event)
+        if self._translator.at_pause:
+            self.scope.pause("paragraph")
+        elif self._pause_wanted is not None and self._translator.pausable:
+            self.scope.pause(self._pause_wanted)
 
     def append(self, event: Event) -> None:
         """Everything that happens in the run passes here, once. Raises ``LogFull``."""
@@ -94,7 +176,78 @@ class Run:
         if self._grammar is not None:  # after the log, which may have refused the event
             self._grammar.check(event)
         if self.ttft_ms is None and isinstance(event, Token | Reasoning):
-            self.ttft_ms = self._elapsed_ms()
+            self.ttft_ms = int((time.time() - self.created_at) * 1000)
+
+    def enter(self) -> None:
+        """A thread is asked for: a synchronous node or tool of the run. See `runs.executor.Occupant`."""
+        self.threads += 1
+
+    def leave(self) -> None:
+        """It is done."""
+        self.threads -= 1
+
+    # Pauses: see `runs.pause` for what is kept.
+
+    def want_pause(self, reason: str) -> None:
+        """Pause as soon as a call can be broken off: at once in mid-answer, else when a model is called next."""
+        self._pause_wanted = reason
+        if self._translator.pausable:
+            self.scope.pause(reason)
+
+    def stop(self) -> None:
+        """The graph has been stopped for a pause: account for what was cut, and hold what is half said."""
+        self._pause_wanted = None
+        self.active.stop()
+        for usage in self.meter.take_rest(now_ms()):
+            self.append(usage)
+        self.held = self._translator.hold()
+
+    def pause(self, ts: int) -> None:
+        """Everything is kept: tell that the run stands still."""
+        self.append(RunPaused(ts=ts, reason=self.scope.pausing or "requested", usage=self.meter.totals))
+        self.status = "paused"
+        self.going.clear()
+        self.paused.set()
+
+    def resume(self) -> None:
+        """The graph is about to go on."""
+        self.status = "running"
+        self.paused.clear()
+        self.going.set()
+        self.append(RunResumed(ts=now_ms(), seamless=self.agent.seamless))
+
+    def take(self, run_id: UUID) -> str | None:
+        """A model is called: the text so far, when the call goes on with one that was paused."""
+        path = ensure_config().get("metadata", {}).get("langgraph_checkpoint_ns") or ""
+        adopted = self._translator.adopt(str(run_id), path)
+        if adopted is not None:
+            self.meter.skip(run_id)
+        return adopted[0] if adopted is not None else None
+
+    def said(self) -> list[AIMessage]:
+        """What the reader was shown of the root's answers that the graph does not know of."""
+        return [AIMessage(text, id=message_id) for message_id, text in self._translator.said()]
+
+    def dump(self) -> bytes:
+        """The log, to be kept over a restart."""
+        assert isinstance(self._log, MemoryLog)
+        return self._log.dump()
+
+    def restore(self, log: MemoryLog, held: Sequence[Held]) -> None:
+        """Be the run that another process has paused: with its log, and its messages half said."""
+        self._log = log
+        self.last_event_id = log.last
+        self.held = list(held)
+        self._translator.restore(self.held)
+        self._translator.pause_after = None
+        if self._grammar is not None:
+            for entry in log.read(0, log.last):
+                self._grammar.check(entry.event)
+
+    def abandon(self) -> None:
+        """This process goes, the paused run stays: its readers are to come back to the next one."""
+        if self._log is not None:
+            self._log.abandon()
 
     def finish(self, ending: Ending, failure: Failure | None = None) -> None:
         """Write the end: close what is open, account, say what failed, and append the terminal event. Once."""
@@ -103,7 +256,7 @@ class Run:
         ts = now_ms()
         if ending.status == "completed" and self._translator.interrupted:
             ending = Ending("interrupted")
-        for event in self._translator.close(ts, _WITHOUT_RESULT[ending.status]):
+        for event in self._translator.close(ts, WITHOUT_RESULT[ending.status]):
             self.append(event)
         for usage in self.meter.take_rest(ts):
             self.append(usage)
@@ -121,11 +274,13 @@ class Run:
                 reason=ending.reason,
                 usage=self.usage,
                 ttft_ms=self.ttft_ms,
-                duration_ms=self._elapsed_ms(),
+                duration_ms=self.active.stop(),
             )
         )
-        self.status = ending.status
+        self.status, self.reason = ending
         self.scope.close()
+        self.paused.set()
+        self.going.set()
         self.done.set()
 
     def subscribe(self, after: int) -> Subscriber:
@@ -136,7 +291,7 @@ class Run:
             raise BadRequest(
                 f"event id {after} lies in the future: the newest is {self._log.last}", code="bad_event_id"
             )
-        return Subscriber(self._log, after)
+        return Subscriber(self._log, after, max_events=self._lag.max_events, max_bytes=self._lag.max_bytes)
 
     def result(self) -> dict[str, Any]:
         """The whole answer: ``status, text, message, object, usage``. Raises ``RunNotFinished``, ``RunExpired``."""
@@ -163,13 +318,14 @@ class Run:
             "thread_id": self.thread_id,
             "user": self.user,
             "status": self.status,
+            "reason": self.reason,
             "created_at": self.created_at,
             "started_at": self.started_at,
             "finished_at": self.finished_at,
             "usage": codec.plain(self.usage if self.finished else self.meter.totals),
             "ttft_ms": self.ttft_ms,
             "last_event_id": self.last_event_id,
-            "metadata": self.metadata,
+            "metadata": self.request.metadata,
         }
 
     def expire(self) -> None:
@@ -191,18 +347,6 @@ class Run:
             "object": other,
             "usage": codec.plain(self.usage),
         }
-
-    def _elapsed_ms(self) -> int:
-        return int((time.monotonic() - self._began) * 1000)
-
-
-_WITHOUT_RESULT: dict[Status, str] = {
-    "completed": "The call was left without a result.",
-    "cancelled": "The run was cancelled before this call had a result.",
-    "failed": "The run failed before this call had a result.",
-    "timed_out": "The run ran out of time before this call had a result.",
-    "interrupted": "The run waits for a person before this call.",
-}
 
 
 def _answer(output: Any) -> tuple[str | None, Any, Any]:

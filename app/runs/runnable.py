@@ -29,7 +29,7 @@ from app.events.request import RunRequest
 from app.runs.agent import MAX_INPUT_DEPTH, Agent
 from app.runs.run import Run
 from app.runs.runlog import Output, Steps, Sum, Words, is_chunk, readable
-from app.runs.runner import Runner
+from app.runs.runner import Brought, Runner
 from app.runs.scope import Attachment
 from app.runs.tap import Tap
 
@@ -37,31 +37,31 @@ from app.runs.tap import Tap
 class Caller:
     """Whoever sent the request being served: a reader of every run it starts, until it is closed.
 
-    ``at_playground``: a person at LangServe's page rather than a program. ``on_overflow`` is called when a stream of
-    the caller's lags behind its bound and has been let go.
+    ``at_playground``: a person at LangServe's page rather than a program. ``started`` is done with its first run.
     """
 
     def __init__(self, user: str, *, at_playground: bool = False) -> None:
         self.user = user
         self.at_playground = at_playground
         self.runs: list[str] = []
-        self.on_overflow: Callable[[], None] = lambda: None
+        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._attachments: list[Attachment] = []
+        self._left = False
 
     def attach(self, run: Run) -> None:
-        """Read the run."""
+        """Read the run. When the caller has left while it was being started, that is the end of its reading."""
         self.runs.append(run.run_id)
         self._attachments.append(run.scope.attach())
+        if self._left:
+            self.close()
+        if not self.started.done():
+            self.started.set_result(None)
 
     def close(self) -> None:
-        """The client is gone, or has its answer. Closing twice is leaving once."""
+        """The client is gone, has its answer, or does not read what is written. Closing twice is leaving once."""
+        self._left = True
         for attachment in self._attachments:
             attachment.close()
-
-    def overflow(self) -> None:
-        """The client does not read as fast as its run writes."""
-        self.close()
-        self.on_overflow()
 
 
 caller: ContextVar[Caller] = ContextVar("caller")
@@ -98,7 +98,7 @@ class AgentRunnable(Runnable[Any, Any]):
 
     @override
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        run = self._start(input, config, _run_id(config))
+        run = await self._start(input, config, _run_id(config))
         await run.done.wait()
         _raise_if_failed(run)
         return _whole(run.output())
@@ -107,7 +107,7 @@ class AgentRunnable(Runnable[Any, Any]):
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         run_id = _run_id(config)
         tap = _tap(lambda raw: is_chunk(raw, str(run_id)))
-        run = self._start(input, config, run_id, tap)
+        run = await self._start(input, config, run_id, tap)
         async for raw in tap:
             yield raw["data"]["chunk"]
         _raise_if_failed(run)
@@ -119,7 +119,7 @@ class AgentRunnable(Runnable[Any, Any]):
         run_id = _run_id(config)
         output: Output = Words() if self._agent.takes_messages and caller.get().at_playground else Sum(str(run_id))
         tap = _tap(lambda item: isinstance(item, RunLogPatch) or output.wants(item))
-        run = self._start(input, config, run_id, tap, [Steps(tap, **filters)])
+        run = await self._start(input, config, run_id, tap, [Steps(tap, **filters)])
         async for item in tap:
             if isinstance(item, RunLogPatch):
                 yield readable(item)
@@ -155,12 +155,12 @@ class AgentRunnable(Runnable[Any, Any]):
             exclude_tags=exclude_tags,
         )
         tap = _tap(lambda raw: chosen.include_event(raw, _run_type(raw["event"])))
-        run = self._start(input, config, _run_id(config), tap)
+        run = await self._start(input, config, _run_id(config), tap)
         async for raw in tap:
             yield raw
         _raise_if_failed(run)
 
-    def _start(
+    async def _start(
         self,
         value: Any,
         config: RunnableConfig | None,
@@ -169,19 +169,19 @@ class AgentRunnable(Runnable[Any, Any]):
         callbacks: Sequence[BaseCallbackHandler] = (),
     ) -> Run:
         config = config or {}
-        passed: RunnableConfig = {"configurable": config.get("configurable", {})}
+        configurable = dict(config.get("configurable", {}))
+        thread_id = configurable.pop("thread_id", None)
+        passed: RunnableConfig = {"configurable": configurable}
         if "run_name" in config:
             passed["run_name"] = config["run_name"]
         who = caller.get()
-        run = self._runner.start(
+        run = await self._runner.start(
             self._agent,
-            RunRequest(input=value),
+            RunRequest(input=value, thread_id=thread_id),
             user=who.user,
             streams=True,
             run_id=run_id,
-            config=passed,
-            callbacks=callbacks,
-            tap=tap,
+            brought=Brought(passed, callbacks, tap),
         )
         who.attach(run)
         return run
@@ -194,7 +194,7 @@ def _run_id(config: RunnableConfig | None) -> UUID:
 
 
 def _tap(wanted: Callable[[Any], bool]) -> Tap:
-    return Tap(wanted=wanted, on_overflow=caller.get().overflow)
+    return Tap(wanted=wanted, on_overflow=caller.get().close)
 
 
 def _run_type(event: str) -> str:

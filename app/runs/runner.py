@@ -1,50 +1,81 @@
 """The one door: every run starts here, whatever protocol asked, and every task that writes a log is owned here.
 
-``Runner.start`` admits, makes the run with its log and scope, and starts the task that drives the graph. It does
-not await: when it returns, the run is known, readable and cancellable. Whatever ends the graph (its last step, an
-error, a deadline, a cancel, the server's stop), the run's log gets exactly one terminal event.
+``Runner.start`` admits, makes the run with its log and scope, and starts the task that lives its life: wait for the
+thread's turn, drive the graph, stand still while it is paused, leave the thread fit for the next turn, write the end.
+Whatever ends the graph (its last step, an error, a deadline, a cancel, the server's stop), the run's log gets exactly
+one terminal event. A paused run is the one that a stopping server lets go of without: the next server has it.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections import OrderedDict
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command, StateSnapshot
 
-from app.errors import InvalidInput, NotFound, Unavailable, Unsupported
+from app.errors import Conflict, InvalidInput, NotFound, Unavailable, Unsupported
 from app.eventlog.base import LogFull
 from app.eventlog.memory import MemoryLog
 from app.events import codec
 from app.events.grammar import Grammar
 from app.events.request import RunRequest
-from app.runs.agent import Agent, refuse_constructors
-from app.runs.failure import Failure, describe
-from app.runs.run import Run
+from app.runs import pause
+from app.runs.agent import Agent, Graph, refuse_constructors
+from app.runs.executor import occupant
+from app.runs.failure import Failure, describe, timed_out
+from app.runs.ledger import Ledger, Row
+from app.runs.past import PastRun
+from app.runs.run import WITHOUT_RESULT, Lag, Run
 from app.runs.scope import Ending, Scope
 from app.runs.tap import Tap
+from app.runs.threads import Turns, conversation, is_broken, repair
+from app.runs.watchdog import Watchdog
 
 logger = logging.getLogger("millrace.runs")
 
 MAX_METADATA = 16 * 1024
 """Bytes of JSON; a run's row is kept for long."""
 
+MAX_LISTED = 1000
+"""Rows of ``GET /runs``."""
+
+SETTLE_S = 2.0
+"""How long a cancel or a pause waits for its effect, so that its answer can usually tell the final status."""
+
 RESERVED = ("langgraph_", "checkpoint_", "ls_", "lc_", "__")
 """How the names begin under which LangChain and LangGraph keep their own account in a step's metadata."""
-
-MAX_ROWS = 10_000
-"""Finished runs whose rows are kept; beyond them the oldest is forgotten."""
 
 Outcome = tuple[Ending, Failure | None]
 
 
+class Timing(NamedTuple):
+    """The bounds of time of every run that has none of its own, in seconds."""
+
+    run_timeout_s: float = 300
+    first_token_timeout_s: float = 60
+    token_timeout_s: float = 30
+    disconnect_grace_s: float = 0
+    pause_timeout_s: float = 600
+    retention_s: float = 600
+
+
+class Brought(NamedTuple):
+    """What a protocol brings along to a run, beside the request: LangServe's config, callbacks and tap."""
+
+    config: RunnableConfig | None = None
+    callbacks: Sequence[BaseCallbackHandler] = ()
+    tap: Tap | None = None
+
+
 class Runner:
-    """Starts runs, finds them, lets them go. Times are in seconds, sizes in bytes.
+    """Starts runs, finds them, lets them go. ``run_max_bytes`` bounds each run's log.
 
     ``strict`` checks every event against the grammar; tests and debug servers run that way.
     """
@@ -52,23 +83,31 @@ class Runner:
     def __init__(
         self,
         agents: Mapping[str, Agent],
+        ledger: Ledger | None = None,
         *,
-        run_timeout_s: float = 300,
-        disconnect_grace_s: float = 0,
-        retention_s: float = 600,
+        timing: Timing = Timing(),
+        lag: Lag = Lag(),
         run_max_bytes: int = 8 * 1024 * 1024,
         strict: bool = False,
     ) -> None:
         self.agents = agents
-        self._run_timeout_s = run_timeout_s
-        self._disconnect_grace_s = disconnect_grace_s
-        self._retention_s = retention_s
+        self.draining = asyncio.Event()
+        self._ledger = ledger or Ledger()
+        self._timing = timing
+        self._lag = lag
         self._run_max_bytes = run_max_bytes
         self._strict = strict
-        self._runs: OrderedDict[str, Run] = OrderedDict()
-        self._tasks: dict[str, asyncio.Task[Outcome]] = {}
+        self._runs: dict[str, Run] = {}
+        self._lives: dict[str, asyncio.Task[None]] = {}
         self._by_key: dict[tuple[str, str], Run] = {}
-        self._closing = False
+        self._turns = Turns()
+        self._kept = InMemorySaver()
+
+    async def open(self) -> None:
+        """Open the ledger, and take over the runs that were paused when the last server stopped."""
+        await self._ledger.open()
+        for data in await self._ledger.held():
+            self._restore(data)
 
     def agent(self, name: str) -> Agent:
         """The agent of that name. Raises ``NotFound``."""
@@ -77,7 +116,7 @@ class Runner:
             raise NotFound(f"there is no agent {name!r}; GET /agents lists them", code="unknown_agent")
         return agent
 
-    def start(
+    async def start(
         self,
         agent: Agent,
         request: RunRequest,
@@ -86,116 +125,353 @@ class Runner:
         streams: bool,
         run_id: UUID | None = None,
         idempotency_key: str | None = None,
-        config: RunnableConfig | None = None,
-        callbacks: Sequence[BaseCallbackHandler] = (),
-        tap: Tap | None = None,
+        brought: Brought = Brought(),
     ) -> Run:
         """Start a run, or find the one that the same user started with the same ``idempotency_key``.
 
         ``streams``: whether the start itself is read, which decides the default of ``on_disconnect``. The input is
-        checked before anything exists. Raises ``InvalidInput``, ``Unsupported``, ``Unavailable``.
+        checked before anything exists. Raises ``InvalidInput``, ``Unsupported``, ``Conflict``, ``NotFound`` for
+        another user's thread, and ``Unavailable``.
         """
-        if idempotency_key is not None and (user, idempotency_key) in self._by_key:
-            return self._by_key[user, idempotency_key]
-        if self._closing:
-            raise Unavailable("the server is shutting down; start the run again in a moment")
-        _refuse_unsupported(agent, request)
-        value = agent.prepare(request.input)
-        grace = request.disconnect_grace_s
-        run = Run(
-            str(run_id or uuid4()),
-            agent=agent,
-            request=request,
-            user=user,
-            idempotency_key=idempotency_key,
-            log=MemoryLog(self._run_max_bytes),
-            scope=Scope(
-                request.on_disconnect or ("cancel" if streams else "continue"),
-                self._disconnect_grace_s if grace is None else grace,
-            ),
-            grammar=Grammar() if self._strict else None,
+        key = None if idempotency_key is None else (user, idempotency_key)
+        if key in self._by_key:
+            return self._by_key[key]
+        if self.draining.is_set():
+            raise Unavailable("the server is shutting down; start the run again in a moment", retry_after_ms=1000)
+        _refuse_unsupported(agent, request, brought)
+        value = _input(agent, request)
+        if request.thread_id is not None:
+            await self._admit(agent, request.thread_id, request, user)
+            if key in self._by_key:  # the same start, while this one looked at the thread
+                return self._by_key[key]
+        run = self._new(
+            agent, request, user, run_id or uuid4(), idempotency_key, streams=streams, tapped=brought.tap is not None
         )
-        self._runs[run.run_id] = run
-        if idempotency_key is not None:
-            self._by_key[user, idempotency_key] = run
+        if run.thread_id is None:
+            run.turn.set()
+        else:
+            self._turns.enter(run, run.thread_id, request.multitask_strategy)
+        self._keep(run)
         run.start()
-        full: RunnableConfig = {
-            **(config or {}),
-            "run_id": UUID(run.run_id),
-            "callbacks": [run.meter, *callbacks],
-            "metadata": {**(config or {}).get("metadata", {}), **_passed_on(request.metadata)},
-        }
-        task = asyncio.create_task(self._drive(run, value, full, tap), name=f"run {run.run_id}")
-        self._tasks[run.run_id] = task
-        task.add_done_callback(partial(self._ended, run, tap))
-        run.scope.bind(task, request.timeout_s or self._run_timeout_s)
+        self._live(run, value, brought)
+        self._ledger.put(run.row())
         return run
 
-    def get(self, run_id: str, user: str) -> Run:
-        """The user's run. Raises ``NotFound``, for another user's too."""
-        run = self._runs.get(run_id)
+    async def get(self, run_id: str, user: str) -> Run | PastRun:
+        """The user's run; of one whose log is gone, its row. Raises ``NotFound``, for another user's too."""
+        run: Run | PastRun | None = self._runs.get(run_id)
+        if run is None:
+            row = await self._ledger.row(run_id)
+            run = None if row is None else PastRun(row)
         if run is None or run.user != user:
             raise NotFound("there is no such run", code="unknown_run")
         return run
 
-    def list(self, user: str) -> list[Run]:
-        """The user's runs, newest first."""
+    async def rows(self, user: str) -> list[Row]:
+        """The rows of the user's runs, newest first."""
+        kept = {run.run_id: run.row() for run in self.kept(user)}
+        past = [row for row in await self._ledger.rows(user, MAX_LISTED) if row["run_id"] not in kept]
+        return sorted([*kept.values(), *past], key=lambda row: float(row["created_at"]), reverse=True)[:MAX_LISTED]
+
+    def kept(self, user: str) -> list[Run]:
+        """The user's runs that can still be read, newest first."""
         return [run for run in reversed(self._runs.values()) if run.user == user]
 
+    async def cancel(self, run: Run | PastRun) -> None:
+        """End the run now, whoever reads it. Cancelling a run that is over changes nothing."""
+        if isinstance(run, Run):
+            run.scope.end(Ending("cancelled", "requested"))
+            await _soon(run.done)
+
+    async def pause(self, run: Run | PastRun) -> None:
+        """Pause the run: at once in mid-answer, in mid-tool at the next model call. Raises ``Unsupported``."""
+        if isinstance(run, Run) and not run.finished and run.status != "paused":
+            if not run.pausable:
+                raise Unsupported(f"agent {run.agent.name!r} cannot be paused, or not through this route")
+            run.want_pause("requested")
+            await _soon(run.paused)
+
+    async def resume(self, run: Run | PastRun) -> None:
+        """Let a paused run go on. One that is not paused is left as it is. Raises ``Unavailable`` in a drain."""
+        if isinstance(run, Run) and run.status == "paused" and run.scope.ending is None:
+            if self.draining.is_set():
+                raise Unavailable("the server is shutting down; the run stays paused", retry_after_ms=1000)
+            run.scope.resume()
+            await _soon(run.going)
+
+    async def thread(self, thread_id: str, user: str) -> dict[str, Any]:
+        """A conversation: its messages and what it waits for. Raises ``NotFound``, for another user's too."""
+        row = await self._ledger.thread(thread_id)
+        agent = None if row is None else self.agents.get(row.agent)
+        if row is None or row.user != user or agent is None:
+            raise NotFound("there is no such thread", code="unknown_thread")
+        busy = self._turns.busy(thread_id)
+        state = await self._state(agent, thread_id)
+        told = conversation(state)
+        status = busy.status if busy is not None else "interrupted" if told["interrupts"] else "idle"
+        run_id = None if busy is None else busy.run_id
+        return {**row._asdict(), "status": status, "run_id": run_id, **told}
+
     @property
-    def open(self) -> bool:
+    def open_for_runs(self) -> bool:
         """Whether new runs are taken."""
-        return not self._closing
+        return not self.draining.is_set()
 
     @property
     def live(self) -> int:
-        """Runs whose task is still going."""
-        return len(self._tasks)
+        """Runs whose task is still going; a paused run's waits."""
+        return len(self._lives)
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new runs, give those that are going ``grace_s`` seconds, then end them. Paused ones are let go."""
+        self.draining.set()
+        going = [life for run_id, life in self._lives.items() if self._runs[run_id].status != "paused"]
+        if going:
+            logger.info("draining: %d runs have %g s to finish", len(going), grace_s)
+            await asyncio.wait(going, timeout=grace_s)
+        await self.close()
 
     def stop(self) -> None:
-        """Refuse new runs and cancel those that are going."""
-        self._closing = True
-        for run_id in list(self._tasks):
-            self._runs[run_id].scope.end(Ending("cancelled", "shutdown"))
+        """Refuse new runs and end those that are going; paused ones are let go, the next server has them."""
+        self.draining.set()
+        for run_id, life in list(self._lives.items()):
+            run = self._runs[run_id]
+            if run.status == "paused":
+                life.cancel()
+            else:
+                run.scope.end(Ending("cancelled", "shutdown"))
 
     async def close(self) -> None:
-        """Stop, and wait until every log is closed."""
-        self.stop()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        """Stop, and wait until every log is closed and every row written."""
+        self.draining.set()
+        while self._lives:
+            self.stop()
+            await asyncio.gather(*self._lives.values(), return_exceptions=True)
+        await self._ledger.close()
 
-    async def _drive(self, run: Run, value: Any, config: RunnableConfig, tap: Tap | None) -> Outcome:
-        raws = run.agent.runnable.astream_events(value, config, version="v2")
-        try:
-            async with aclosing(cast("AsyncGenerator[Mapping[str, Any], None]", raws)) as stream:
-                async for raw in stream:
-                    if tap is not None:
-                        tap.put(raw)
-                    run.feed(raw)
-        except LogFull:
+    # Admission
+
+    def _new(
+        self,
+        agent: Agent,
+        request: RunRequest,
+        user: str,
+        run_id: UUID,
+        key: str | None,
+        *,
+        streams: bool,
+        tapped: bool,
+    ) -> Run:
+        timing = self._timing
+        grace = request.disconnect_grace_s
+        scope = Scope(
+            request.on_disconnect or ("cancel" if streams else "continue"),
+            timing.disconnect_grace_s if grace is None else grace,
+            request.timeout_s or timing.run_timeout_s,
+        )
+        return Run(
+            str(run_id),
+            agent=agent,
+            request=request,
+            user=user,
+            idempotency_key=key,
+            log=MemoryLog(self._run_max_bytes),
+            scope=scope,
+            watchdog=Watchdog(
+                scope,
+                first_token_timeout_s=request.first_token_timeout_s or timing.first_token_timeout_s,
+                token_timeout_s=request.token_timeout_s or timing.token_timeout_s,
+            ),
+            grammar=Grammar() if self._strict else None,
+            lag=self._lag,
+            pausable=agent.served_model and not tapped,
+        )
+
+    def _keep(self, run: Run) -> None:
+        self._runs[run.run_id] = run
+        if run.idempotency_key is not None:
+            self._by_key[run.user, run.idempotency_key] = run
+
+    async def _admit(self, agent: Agent, thread_id: str, request: RunRequest, user: str) -> None:
+        """Whether this user may speak on the thread now, and to this agent."""
+        self._turns.check(thread_id, request.multitask_strategy)
+        row = await self._ledger.claim(thread_id, user, agent.name)
+        if row.user != user:
+            raise NotFound("there is no such thread", code="unknown_thread")
+        if row.agent != agent.name:
+            raise Conflict(f"the thread is a conversation with agent {row.agent!r}", code="thread_of_another_agent")
+        if self._turns.busy(thread_id) is None:
+            _refuse_turn(await self._state(agent, thread_id), request)
+
+    async def _state(self, agent: Agent, thread_id: str) -> StateSnapshot:
+        return await agent.graph(self._ledger.saver).aget_state({"configurable": {"thread_id": thread_id}})
+
+    def _restore(self, data: bytes) -> None:
+        held = pause.thaw(data)
+        agent = self.agents.get(held.agent)
+        if agent is None:
+            logger.warning("the paused run %s is kept: there is no agent %r", held.run_id, held.agent)
+            return
+        streams = held.on_disconnect == "cancel"
+        run = self._new(agent, held.request, held.user, UUID(held.run_id), held.key, streams=streams, tapped=False)
+        pause.restore(run, held, self._run_max_bytes)
+        if run.thread_id is None:
+            run.turn.set()
+        else:
+            self._turns.enter(run, run.thread_id, "enqueue")
+        self._keep(run)
+        self._live(run, None, Brought(), paused_s=held.paused_s())
+
+    # A run's life
+
+    def _live(self, run: Run, value: Any, brought: Brought, paused_s: float | None = None) -> None:
+        life = asyncio.create_task(self._life(run, value, brought, paused_s), name=f"run {run.run_id}")
+        self._lives[run.run_id] = life
+        life.add_done_callback(lambda _: self._lives.pop(run.run_id, None))
+
+    async def _life(self, run: Run, value: Any, brought: Brought, paused_s: float | None) -> None:
+        """One run from its admission to its end. Never cancelled but to let go of a paused run."""
+        with self._turns.place(run):
+            try:
+                outcome = await self._outcome(run, value, brought, paused_s)
+            except Exception as error:  # noqa: BLE001 - a defect of ours, or the ledger's; the log must have its end
+                outcome = self._failed(run, error)
+            try:
+                await self._settle(run, outcome[0])
+            except Exception:
+                logger.exception("what run %s leaves behind could not be put in order", run.run_id)
+            run.finish(*outcome)
+            if brought.tap is not None:
+                brought.tap.close()
+            del self._lives[run.run_id]
+        if run.threads:
+            logger.warning("run %s has ended; %d threads of it are left to end by themselves", run.run_id, run.threads)
+        self._ledger.put(run.row())
+        self._retire(run)
+
+    async def _outcome(self, run: Run, value: Any, brought: Brought, paused_s: float | None) -> Outcome:
+        outcome = None if paused_s is None else await self._stand_still(run, paused_s)
+        while outcome is None:
+            outcome = await self._act(run, value, brought, again=run.held is not None)
+            if outcome is None:
+                await self._hold(run)
+                outcome = await self._stand_still(run, 0)
+        return outcome
+
+    async def _act(self, run: Run, value: Any, brought: Brought, *, again: bool) -> Outcome | None:
+        """Drive the graph to its end or to a pause, which is ``None``."""
+        task = asyncio.create_task(self._drive(run, value, brought, again=again), name=f"graph of {run.run_id}")
+        run.scope.bind(task)
+        await asyncio.wait((task,))
+        run.scope.unbind()
+        ending, pausing = run.scope.ending, run.scope.pausing
+        if ending is not None:
+            failure = timed_out(ending.reason or "") if ending.status == "timed_out" else None
+            return ending, failure
+        error = task.exception() if not task.cancelled() else asyncio.CancelledError("the agent cancelled itself")
+        if pausing is not None and not run.returned:
+            return None
+        if isinstance(error, LogFull):
             message = "The agent put out more than the run's log may hold (RUN_MAX_BYTES)."
             return Ending("failed", "log_full"), Failure("log_full", message, False)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a graph may raise anything; the log must be closed
-            # After an ending was decided this is its echo, whatever the graph made of the cancel. With nobody's
-            # request behind it, a cancel is the graph's own doing: a failure like any other.
-            return _decided(run) or self._failed(run, error)
+        if error is not None:
+            return self._failed(run, error)
         if not run.returned:  # LangChain's event stream swallows a cancel that comes from within
-            return _decided(run) or self._failed(run, asyncio.CancelledError("the agent cancelled itself"))
-        return _decided(run) or (Ending("completed"), None)
+            return self._failed(run, asyncio.CancelledError("the agent cancelled itself"))
+        return Ending("completed"), None
 
-    def _ended(self, run: Run, tap: Tap | None, task: "asyncio.Task[Outcome]") -> None:
-        # A callback, not the task's last lines: a task cancelled before its first step runs none of its lines.
+    async def _drive(self, run: Run, value: Any, brought: Brought, *, again: bool) -> None:
+        await run.turn.wait()
+        runnable, options = await self._served(run, brought, again=again)
+        run.begin()
+        occupant.set(run)
+        config: RunnableConfig = {
+            **(brought.config or {}),
+            "run_id": UUID(run.run_id),
+            "callbacks": [run.meter, *brought.callbacks],
+            "metadata": {**(brought.config or {}).get("metadata", {}), **_passed_on(run.request.metadata)},
+            "configurable": {**(brought.config or {}).get("configurable", {}), **options.configurable},
+        }
+        sent = None if again and options.checkpointed else _input(run.agent, run.request) if again else value
+        raws = runnable.astream_events(sent, config, version="v2", **options.passed)
+        async with aclosing(cast("AsyncGenerator[Mapping[str, Any], None]", raws)) as stream:
+            async for raw in stream:
+                if brought.tap is not None:
+                    brought.tap.put(raw)
+                run.feed(raw)
+
+    async def _served(self, run: Run, brought: Brought, *, again: bool) -> "tuple[Runnable[Any, Any], _Options]":
+        """The runnable as this run needs it: with the thread's checkpoints, with some of its own, or without."""
+        agent, control = run.agent, {"__millrace": run}
+        if run.thread_id is not None:
+            graph = agent.graph(self._ledger.saver)
+            if not again:
+                await self._take_turn(run, graph)
+            return graph, _Options({**control, "thread_id": run.thread_id}, {}, True)
+        if run.pausable and agent.is_graph:
+            # Nothing is kept before the graph ends or is paused, and then its state alone.
+            saver = self._ledger.saver if again else self._kept
+            own = {**control, "thread_id": run.run_id}
+            return agent.graph(saver), _Options(own, {"durability": "exit"}, True)
+        return agent.runnable, _Options(control, {}, False)
+
+    async def _take_turn(self, run: Run, graph: Graph) -> None:
+        """The thread is this run's: look at how the last one has left it."""
+        config: RunnableConfig = {"configurable": {"thread_id": run.thread_id}}
+        state = await graph.aget_state(config)
+        _refuse_turn(state, run.request)
+        if is_broken(state):  # its server was killed
+            await repair(graph, config, said=(), why="The server was stopped before this call had a result.")
+
+    async def _settle(self, run: Run, ending: Ending) -> None:
+        """Leave nothing behind but a thread that is fit for its next turn."""
+        if run.held is not None:
+            await self._ledger.release(run.run_id)
+        if run.thread_id is not None:
+            await self._ledger.touch(run.thread_id)
+            if ending.status not in ("completed", "interrupted") and run.started_at is not None:
+                config: RunnableConfig = {"configurable": {"thread_id": run.thread_id}}
+                graph = run.agent.graph(self._ledger.saver)
+                await repair(graph, config, said=run.said(), why=WITHOUT_RESULT[ending.status])
+        elif run.pausable and run.agent.is_graph:
+            self._kept.delete_thread(run.run_id)
+            if run.held is not None:
+                await self._ledger.saver.adelete_thread(run.run_id)
+
+    # Pauses
+
+    async def _hold(self, run: Run) -> None:
+        """The graph has stopped for a pause: keep what is needed to go on, also by another process."""
+        run.stop()
+        paused_at = time.time()
         try:
-            if task.cancelled():
-                run.finish(*(_decided(run) or (Ending("cancelled", "shutdown"), None)))
-            elif task.exception() is not None:
-                run.finish(*self._failed(run, task.exception()))
-            else:
-                run.finish(*task.result())
-        finally:
-            if tap is not None:
-                tap.close()
-            del self._tasks[run.run_id]
-            self._retire(run)
+            if run.thread_id is None and run.agent.is_graph:
+                await pause.copy_checkpoint(self._kept, self._ledger.saver, run.run_id)
+                self._kept.delete_thread(run.run_id)
+            await self._ledger.hold(run.run_id, pause.freeze(run, paused_at))
+        except Exception:
+            logger.exception("run %s is paused, and will not outlive this server", run.run_id)
+        run.pause(int(paused_at * 1000))
+        self._ledger.put(run.row())
+
+    async def _stand_still(self, run: Run, paused_s: float) -> Outcome | None:
+        """Wait until the run goes on, which is ``None``, or ends. Cancelled when the server goes."""
+        try:
+            async with asyncio.timeout(max(self._timing.pause_timeout_s - paused_s, 0)):
+                while run.scope.ending is None and run.scope.pausing is not None:
+                    run.scope.changed.clear()
+                    await run.scope.changed.wait()
+        except TimeoutError:
+            run.scope.end(Ending("cancelled", "pause_timeout"))
+        except asyncio.CancelledError:
+            run.abandon()
+            raise
+        if run.scope.ending is not None:
+            return run.scope.ending, None
+        await self._ledger.release(run.run_id)
+        run.resume()
+        self._ledger.put(run.row())
+        return None
 
     def _failed(self, run: Run, error: BaseException | None) -> Outcome:
         failure = describe(error, streamed=run.meter.streamed)
@@ -205,30 +481,45 @@ class Runner:
         return Ending("failed", failure.code), failure
 
     def _retire(self, run: Run) -> None:
-        """Keep a finished run readable for a while, then only its row, then nothing."""
-        asyncio.get_running_loop().call_later(self._retention_s, self._expire, run)
-        while len(self._runs) > MAX_ROWS + len(self._tasks):
-            oldest = next(iter(self._runs.values()))
-            if not oldest.finished:
-                break
-            self._forget(oldest)
+        """Keep a finished run readable for a while, then only its row."""
+        asyncio.get_running_loop().call_later(self._timing.retention_s, self._expire, run)
 
     def _expire(self, run: Run) -> None:
         run.expire()
+        self._runs.pop(run.run_id, None)
         if run.idempotency_key is not None:
             self._by_key.pop((run.user, run.idempotency_key), None)
 
-    def _forget(self, run: Run) -> None:
-        self._expire(run)
-        self._runs.pop(run.run_id, None)
+
+class _Options(NamedTuple):
+    """How a runnable is called: what goes into ``configurable``, keywords, whether it goes on from a checkpoint."""
+
+    configurable: dict[str, Any]
+    passed: dict[str, Any]
+    checkpointed: bool
 
 
-def _decided(run: Run) -> Outcome | None:
-    """The ending that a cancel, a leaving reader or the deadline has given the run."""
-    ending = run.scope.ending
-    if ending is not None and ending.status == "timed_out":
-        return ending, Failure("run_timeout", "The run took longer than allowed.", True)
-    return None if ending is None else (ending, None)
+async def _soon(event: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SETTLE_S):
+            await event.wait()
+
+
+def _input(agent: Agent, request: RunRequest) -> Any:
+    """What the graph is given: the input in its own terms, or a person's answer to its interrupts."""
+    if request.resume is None:
+        return agent.prepare(request.input)
+    if request.input is not None:
+        raise InvalidInput("send either input or resume", detail=[{"field": "resume", "message": "excludes input"}])
+    refuse_constructors(request.resume, "resume")
+    return Command(resume=request.resume)
+
+
+def _refuse_turn(state: StateSnapshot, request: RunRequest) -> None:
+    if state.interrupts and request.resume is None:
+        raise Conflict("the thread waits for a person: answer with resume", code="thread_interrupted")
+    if not state.interrupts and request.resume is not None:
+        raise Conflict("the thread waits for nobody: there is nothing to resume", code="thread_not_interrupted")
 
 
 def _passed_on(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,14 +527,19 @@ def _passed_on(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metadata.items() if not name.startswith(RESERVED)}
 
 
-def _refuse_unsupported(agent: Agent, request: RunRequest) -> None:
+def _refuse_unsupported(agent: Agent, request: RunRequest, brought: Brought) -> None:
     refuse_constructors(request.metadata, "metadata")
     if len(codec.dumps(request.metadata)) > MAX_METADATA:
         detail = [{"field": "metadata", "message": f"is over {MAX_METADATA} bytes"}]
         raise InvalidInput(f"metadata is over {MAX_METADATA} bytes", detail=detail)
-    for field in ("thread_id", "resume", "pause_after", "max_tokens"):
-        if getattr(request, field) is not None:
+    can = {"thread_id": agent.has_threads, "resume": agent.has_threads, "max_tokens": agent.served_model}
+    can["pause_after"] = agent.served_model and brought.tap is None
+    for field, able in can.items():
+        if getattr(request, field) is not None and not able:
             raise Unsupported(
                 f"agent {agent.name!r} does not support {field}; GET /agents lists what each agent can do",
                 detail=[{"field": field, "message": "is not supported by this agent"}],
             )
+    if request.resume is not None and request.thread_id is None:
+        detail = [{"field": "thread_id", "message": "is needed with resume"}]
+        raise InvalidInput("resume needs the thread_id of the conversation that waits", detail=detail)

@@ -9,6 +9,9 @@ tokens without a reader). Readers come and go here; the run's own policy decides
 
 A run that nobody has ever read waits for its first reader: the policy arms when one attaches. The first ending
 wins; those that follow change nothing.
+
+A pause ends the task as a cancel does, and not the run: its clock stands still, and a paused run costs nothing, so
+readers may leave it. After a pause the policy waits for a reader again.
 """
 
 import asyncio
@@ -51,44 +54,76 @@ class Attachment:
 class Scope:
     """Owns the decision to end one run. ``bind`` gives it the task; until then an ending is only noted."""
 
-    def __init__(self, on_disconnect: OnDisconnect, grace_s: float) -> None:
+    def __init__(self, on_disconnect: OnDisconnect, grace_s: float, timeout_s: float | None = None) -> None:
         self.on_disconnect = on_disconnect
         self.grace_s = grace_s
         self.ending: Ending | None = None
+        self.pausing: str | None = None
+        self.changed = asyncio.Event()
         self.readers = 0
+        self.left_s = timeout_s
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def bind(self, task: "asyncio.Task[Any]", timeout_s: float | None = None) -> None:
-        """From here on an ending cancels this task; after ``timeout_s`` it has one at the latest."""
+    def bind(self, task: "asyncio.Task[Any]") -> None:
+        """From here on an ending or a pause cancels this task."""
         self._task = task
-        if timeout_s is not None:
-            loop = asyncio.get_running_loop()
-            self._deadline = loop.call_later(timeout_s, self.end, Ending("timed_out", "run_timeout"))
-        if self.ending is not None:
+        if self.ending is not None or self.pausing is not None:
             self._cancel()
+
+    def unbind(self) -> None:
+        """The task is over, its run is not: stop the clock."""
+        self._task = None
+        self._disarm()
+        self.stop_clock()
+
+    def start_clock(self) -> None:
+        """From here on the run's time counts: after ``left_s`` it has an ending at the latest."""
+        if self.left_s is not None and self.ending is None:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(self.left_s, self.end, Ending("timed_out", "run_timeout"))
+
+    def stop_clock(self) -> None:
+        """What is left of the run's time is kept."""
+        if self._deadline is not None:
+            self.left_s = max(self._deadline.when() - asyncio.get_running_loop().time(), 0.001)
+            self._deadline.cancel()
+            self._deadline = None
+
+    def pause(self, reason: str) -> None:
+        """Stop the task now, and keep the run. Pausing what ends or is paused changes nothing."""
+        if self.pausing is None and self.ending is None and not self._closed:
+            self.pausing = reason
+            self._disarm()
+            self._cancel()
+
+    def resume(self) -> None:
+        """Let a paused run go on."""
+        self.pausing = None
+        self.changed.set()
 
     def end(self, ending: Ending) -> None:
         """End the run now. The first call counts."""
         if self.ending is not None or self._closed:
             return
         self.ending = ending
+        self.changed.set()
         self._disarm()
         self._cancel()
 
     def attach(self, min_grace_s: float = 0) -> Attachment:
         """A reader arrives. One that is known to come back (an EventSource) has a grace of its own at least."""
         self.readers += 1
-        if self.ending is None:  # else the timer is the one that repeats the cancel
+        if not self.over:  # else the timer is the one that repeats the cancel
             self._disarm()
         return Attachment(self, min_grace_s)
 
     def leave(self, min_grace_s: float) -> None:
         """A reader is gone; if it was the last one, the grace begins."""
         self.readers -= 1
-        if self.readers or self.on_disconnect == "continue" or self.ending is not None or self._closed:
+        if self.readers or self.on_disconnect == "continue" or self.over:
             return
         grace_s = max(self.grace_s, min_grace_s)
         if grace_s <= 0:
@@ -110,15 +145,20 @@ class Scope:
         Before Python 3.12 ``asyncio.wait_for`` loses a cancel that meets the result it waits for (CPython issue
         86296), and ChatOpenAI waits so for each chunk: the chunk that swallowed the cancel is the one that asks.
         """
-        if self.ending is not None or self._closed:
-            raise asyncio.CancelledError(self.ending.reason if self.ending else "the run is over")
+        if self.over:
+            reason = self.ending.reason if self.ending is not None else self.pausing
+            raise asyncio.CancelledError(reason or "the run is over")
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of the run may go on now: it ends, is paused, or has ended."""
+        return self.ending is not None or self.pausing is not None or self._closed
 
     def close(self) -> None:
         """The run is over: nothing can end it any more."""
         self._closed = True
         self._disarm()
-        if self._deadline is not None:
-            self._deadline.cancel()
+        self.stop_clock()
         self._task = None
 
     def _disarm(self) -> None:

@@ -6,12 +6,13 @@ one or leaves it out. Tool-call fragments are kept by (message, index), never by
 calls may interleave as they like.
 
 What it promises of the order is in ``events.grammar``; ``close`` ends whatever is open when a run is cut, so that
-every message and tool that was opened is closed before the run finishes.
+every message and tool that was opened is closed before the run finishes. When a run is paused, ``hold`` keeps its open
+messages open, and ``adopt`` has the call that is made anew go on in them.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import orjson
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage, message_chunk_to_message
@@ -91,6 +92,16 @@ class _Message:
         self.keyed: dict[object, _Call] = {}
 
 
+class Held(NamedTuple):
+    """A message whose call was broken off by a pause, as it is kept over a restart."""
+
+    message_id: str
+    node: str | None
+    namespace: tuple[str, ...]
+    path: str
+    text: str
+
+
 class _Tool:
     """A call that a reader was told of and that has no result yet; ``call`` is what the model wrote of it."""
 
@@ -111,9 +122,15 @@ class Translator:
         self.answer: _Message | None = None
         self.interrupted = False
         self.ended = False
+        self.pause_after: Literal["paragraph"] | None = None
+        self.at_pause = False
         self._labels = labels
         self._meter = meter
         self._models: dict[str, _Message | None] = {}
+        self._calling: set[str] = set()
+        self._held: list[_Message] = []
+        self._adopted: set[str] = set()
+        self._unsettled: dict[str, _Message] = {}
         self._tools: dict[str, _Tool] = {}
         self._tool_runs: dict[str, str] = {}
         self._seen: set[str] = set()
@@ -151,10 +168,11 @@ class Translator:
 
     def close(self, ts: int, why: str) -> Iterator[Event]:
         """End what is still open; ``why`` is told as the result of calls that will have none."""
-        for message in self._models.values():
+        for message in (*self._models.values(), *self._held):
             if message is not None:
                 yield self._finished(message, ts)
         self._models.clear()
+        self._held.clear()
         for call_id in list(self._tools):
             yield self._finish_tool(call_id, "error", why, ts)
 
@@ -162,11 +180,58 @@ class Translator:
         """The answer's text as far as it came: the last message of the root graph, else the last of any."""
         return "".join(self.answer.text) if self.answer is not None else ""
 
+    def said(self) -> list[tuple[str, str]]:
+        """``(message_id, text)`` of the root's messages that their nodes have not handed to the graph."""
+        return [(one.message_id, text) for one in self._unsettled.values() if (text := "".join(one.text)).strip()]
+
+    # Pauses
+
+    @property
+    def pausable(self) -> bool:
+        """Whether a call can be broken off here and made anew: a model speaks, and no tool call is open."""
+        writing = (message for message in self._models.values() if message is not None)
+        return bool(self._calling) and not self._tools and not any(message.calls for message in writing)
+
+    def hold(self) -> list["Held"]:
+        """The calls have been broken off; their messages stay open until they are made anew, or the run ends."""
+        self._held += [message for message in self._models.values() if message is not None]
+        self._models.clear()
+        self._calling.clear()
+        self.at_pause = False
+        self.pause_after = None
+        return [Held(one.message_id, *one.place, one.path, "".join(one.text)) for one in self._held]
+
+    def restore(self, held: Sequence["Held"]) -> None:
+        """Take over the messages that another process has held."""
+        for one in held:
+            message = _Message(one.message_id, (one.node, one.namespace), one.path)
+            message.text.append(one.text)
+            self._held.append(message)
+            self._told.add(one.message_id)
+            self._settle_later(message)
+            self.answer = message
+            self._spoke = True
+
+    def adopt(self, run_id: str, path: str) -> tuple[str, str] | None:
+        """A call begins: ``(text, message_id)`` of the broken-off one that it goes on with, if it does.
+
+        Called from the model, which may be on a thread of its own.
+        """
+        same = [one for one in self._held if one.path == path]
+        alike = [one for one in self._held if _names(one.path) == _names(path)]
+        for message in same or alike:
+            self._held.remove(message)
+            self._models[run_id] = message
+            self._adopted.add(run_id)
+            return "".join(message.text), message.message_id
+        return None
+
     # Messages. What is told is noted after it was told: a log that is full refuses it, and then it is not open.
 
     def _model_start(self, raw: Raw, ts: int) -> Iterator[Event]:
         # A call that failed half way and is made anew in its node: what it said is void.
         path = _path(raw)
+        self._calling.add(raw["run_id"])
         yield from self._discard(lambda message: message.path == path, ts)
 
     def _discard(self, anew: Callable[[_Message], bool], ts: int) -> Iterator[Event]:
@@ -187,6 +252,9 @@ class Translator:
     def _model_stream(self, raw: Raw, ts: int) -> Iterator[Event]:
         run_id, chunk = raw["run_id"], raw["data"]["chunk"]
         message = self._models.get(run_id)
+        if run_id in self._adopted:  # its first chunk is what the reader has
+            self._adopted.discard(run_id)
+            return
         if message is None:
             if run_id in self._models or not SILENT.isdisjoint(raw["tags"]):
                 self._models[run_id] = None
@@ -203,6 +271,7 @@ class Translator:
 
     def _model_end(self, raw: Raw, ts: int) -> Iterator[Event]:
         run_id, output = raw["run_id"], raw["data"].get("output")
+        self._calling.discard(run_id)
         message = self._models.get(run_id)
         if message is not None:
             yield from self._finish_message(message, ts)
@@ -237,9 +306,14 @@ class Translator:
         told = message_id if message_id not in self._told else f"{message_id}:{len(self._told)}"
         self._told.add(told)
         message = _Message(codec.text(told), self._place(raw), _path(raw))
+        self._settle_later(message)
         if self.answer is None or not message.place[1] or self.answer.place[1]:
             self.answer = message
         return message
+
+    def _settle_later(self, message: _Message) -> None:
+        if not message.place[1]:
+            self._unsettled[message.message_id] = message
 
     def _started(self, message: _Message, ts: int) -> Event:
         node, namespace = message.place
@@ -267,10 +341,23 @@ class Translator:
 
     def _token(self, message: _Message, text: str, ts: int) -> Iterator[Event]:
         text, message.half = _paired(message.half + text)
+        if self.pause_after is not None and not message.place[1]:
+            text = self._until_pause(message, text)
         if text:
             message.text.append(text)
             node, namespace = message.place
             yield Token(ts=ts, node=node, namespace=namespace, text=text, message_id=message.message_id)
+
+    def _until_pause(self, message: _Message, text: str) -> str:
+        """What of the text is before the pause: the rest is generated anew."""
+        if self.at_pause:
+            return ""
+        end = paragraph_end(message.text, text)
+        if end is None:
+            return text
+        self.at_pause = True
+        message.half = ""
+        return text[:end]
 
     def _reasoning(self, message: _Message, text: str, ts: int) -> Event:
         node, namespace = message.place
@@ -435,6 +522,9 @@ class Translator:
             yield from self._root_end(raw, output, ts)
         elif _is_node(raw):
             yield from self._resign(_path(raw), ts)
+            path = _path(raw)
+            for settled in [key for key, one in self._unsettled.items() if one.path == path]:
+                del self._unsettled[settled]
             for message in _messages(output):
                 if isinstance(message, AIMessage) and message.id not in self._seen:
                     yield from self._whole(message, raw, ts)
@@ -494,6 +584,25 @@ def tool_error(error: BaseException) -> str:
 def _path(raw: Raw) -> str:
     path: str = raw["metadata"].get("langgraph_checkpoint_ns") or ""
     return path
+
+
+def _names(path: str) -> list[str]:
+    """A path without LangGraph's task ids, which are others when a step is made anew."""
+    return [part.partition(":")[0] for part in path.split("|")]
+
+
+def paragraph_end(before: Sequence[str], text: str) -> int | None:
+    """How much of ``text`` belongs to the paragraph that ``before`` began, when it ends here.
+
+    A blank line ends a paragraph, but not in a block of code, and not before the first word.
+    """
+    joint = "\n" if before and before[-1].endswith("\n") else ""
+    found = (joint + text).find("\n\n")
+    if found < 0:
+        return None
+    end = found + 2 - len(joint)
+    so_far = "".join(before) + text[:end]
+    return end if so_far.strip() and so_far.count("```") % 2 == 0 else None
 
 
 def _is_node(raw: Raw) -> bool:

@@ -9,6 +9,7 @@ Callbacks run inline, on the event loop for async nodes and on a worker thread f
 record is written by one thread at a time, and the dictionary operations used are atomic.
 """
 
+import asyncio
 import time
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,10 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, Generati
 from app.events.event import Totals, Usage
 from app.runs.failure import ProviderDropped
 from app.runs.scope import Scope
+from app.runs.watchdog import Watchdog
+
+RETRY = "provider.retry"
+"""The custom event by which a model says that the provider has refused its call, and that it calls again."""
 
 CHARS_PER_TOKEN = 4
 """The usual rule of thumb for text of unknown tokenisation."""
@@ -32,7 +37,7 @@ ONE_TOKEN_CHARS = 8
 class _Call:
     """One model call as far as it came."""
 
-    __slots__ = ("chars", "chunks", "finish_required", "messages", "prompts", "usage")
+    __slots__ = ("chars", "chunks", "continued", "finish_required", "messages", "prompts", "repeats", "usage")
 
     def __init__(self, messages: list[BaseMessage], prompts: list[str], finish_required: bool) -> None:
         self.messages = messages
@@ -40,6 +45,8 @@ class _Call:
         self.finish_required = finish_required
         self.chunks = 0
         self.chars = 0
+        self.continued = False  # it goes on with an answer whose beginning was counted before
+        self.repeats = False  # its next chunk is that beginning
         self.usage: tuple[int, int] | None = None
 
     def tokens(self) -> tuple[int, int, bool]:
@@ -60,7 +67,7 @@ class _Call:
 
 
 class Meter(BaseCallbackHandler):
-    """A run's account. Also notes which calls failed, and which tool run answers which tool call.
+    """A run's account. Also notes which calls failed, and which tool run answers which tool call; tells the watchdog.
 
     ``streamed``: whether the call that failed last had sent something of its answer.
     """
@@ -68,13 +75,15 @@ class Meter(BaseCallbackHandler):
     run_inline = True  # in order with the stream, and no thread hop a token
     raise_error = True  # a stream that ended without a finish reason must fail the run, see on_llm_end
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, watchdog: Watchdog | None = None) -> None:
         self._scope = scope
+        self._watchdog = watchdog
         self.totals = Totals(cost_usd=None)
         self.streamed = False
         self.call_ids: dict[str, str] = {}
         self.failed: list[str] = []
         self._calls: dict[UUID, _Call] = {}
+        self._cut: set[UUID] = set()
 
     def on_chat_model_start(
         self,
@@ -88,12 +97,12 @@ class Meter(BaseCallbackHandler):
         """A chat model is called."""
         self._scope.check()
         provider = (metadata or {}).get("ls_provider")
-        self._calls[run_id] = _Call(messages[0] if messages else [], [], provider in ("openai", "azure"))
+        self._open(run_id, _Call(messages[0] if messages else [], [], provider in ("openai", "azure")))
 
     def on_llm_start(self, serialized: dict[str, Any], prompts: list[str], *, run_id: UUID, **kwargs: Any) -> None:
         """A text-completion model is called."""
         self._scope.check()
-        self._calls[run_id] = _Call([], prompts, finish_required=False)
+        self._open(run_id, _Call([], prompts, finish_required=False))
 
     def on_llm_new_token(
         self,
@@ -105,9 +114,21 @@ class Meter(BaseCallbackHandler):
     ) -> None:
         """A chunk came: counted, not kept."""
         call = self._calls.get(run_id)
-        if call is None:  # the run has had its end: a thread goes on that was left behind
-            self._scope.check()
+        if call is None:
+            self._stop_if_cut(run_id)
             return
+        if call.repeats:  # nor is it a sign of the provider's life
+            call.repeats = False
+        else:
+            self._count(call, token, chunk)
+            if self._watchdog is not None:
+                self._watchdog.heard(run_id)
+        self._scope.check()
+
+    @staticmethod
+    def _count(
+        call: _Call, token: str | list[str | dict[str, Any]], chunk: GenerationChunk | ChatGenerationChunk | None
+    ) -> None:
         size = len(token) if isinstance(token, str) else 0
         message = getattr(chunk, "message", None)
         if message is not None:
@@ -119,7 +140,12 @@ class Meter(BaseCallbackHandler):
         if size:
             call.chunks += 1
             call.chars += size
-        self._scope.check()
+
+    def on_stream_event(self, event: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """A piece of an answer by LangChain's newer stream of typed events: a sign of life."""
+        if self._watchdog is not None and run_id in self._calls:
+            self._watchdog.heard(run_id)
+        self._stop_if_cut(run_id)
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
         """A call is over; the provider's numbers, where there are any, are in the response.
@@ -127,25 +153,29 @@ class Meter(BaseCallbackHandler):
         Raises ``ProviderDropped`` for a stream of the OpenAI wire that closed cleanly but never said why: every
         client library takes that for success, and the reader would be shown half an answer as a whole one.
         """
-        call = self._calls.get(run_id)
+        call = self._close(run_id)
         if call is None:
             return
         message = _message(response)
         if message is None:
-            if not call.chunks:
+            if not call.chunks and not call.continued:
                 call.chars = sum(len(one.text) for many in response.generations for one in many)
             return
-        if call.finish_required and call.chunks and not message.response_metadata.get("finish_reason"):
+        if (
+            call.finish_required
+            and (call.chunks or call.continued)
+            and not message.response_metadata.get("finish_reason")
+        ):
             self.failed.append(str(run_id))
             raise ProviderDropped("the provider's stream ended without a finish reason")
         if message.usage_metadata is not None:
             call.usage = (message.usage_metadata["input_tokens"], message.usage_metadata["output_tokens"])
-        if not call.chunks:
+        if not call.chunks and not call.continued:
             call.chars = len(message.text) + sum(len(str(one["args"])) for one in message.tool_calls)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A call failed: what had come is counted, a call that was refused is not."""
-        call = self._calls.get(run_id)
+        call = self._close(run_id)
         self.streamed = call is not None and call.chunks > 0
         if call is not None and not call.chunks:
             del self._calls[run_id]
@@ -165,6 +195,17 @@ class Meter(BaseCallbackHandler):
         if tool_call_id is not None:
             self.call_ids[str(run_id)] = tool_call_id
 
+    def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
+        """A model of ours tries again: the provider lives, and its first token has its time anew."""
+        if name == RETRY and self._watchdog is not None:
+            self._watchdog.retried()
+
+    def skip(self, run_id: UUID) -> None:
+        """The next chunk of this call repeats what was counted when its answer was paused."""
+        call = self._calls.get(run_id)
+        if call is not None:
+            call.continued = call.repeats = True
+
     def take(self, run_id: str, ts: int) -> Usage | None:
         """The account of a call that is over, once."""
         call = self._calls.pop(UUID(run_id), None)
@@ -172,8 +213,27 @@ class Meter(BaseCallbackHandler):
 
     def take_rest(self, ts: int) -> list[Usage]:
         """The accounts of the calls that were cut, at the run's end."""
+        if self._watchdog is not None:
+            self._watchdog.clear()
         rest, self._calls = self._calls, {}
+        self._cut.update(rest)
         return [self._account(call, ts) for call in rest.values()]
+
+    def _stop_if_cut(self, run_id: UUID) -> None:
+        """In a thread that was left behind a call goes on when the run has had its end, or goes on after a pause."""
+        self._scope.check()
+        if run_id in self._cut:
+            raise asyncio.CancelledError("the call was cut")
+
+    def _open(self, run_id: UUID, call: _Call) -> None:
+        self._calls[run_id] = call
+        if self._watchdog is not None:
+            self._watchdog.opened(run_id)
+
+    def _close(self, run_id: UUID) -> _Call | None:
+        if self._watchdog is not None:
+            self._watchdog.closed(run_id)
+        return self._calls.get(run_id)
 
     def _account(self, call: _Call, ts: int) -> Usage:
         sent, received, estimated = call.tokens()

@@ -26,8 +26,8 @@ from app.simulator.connection import LoggedConnection
 from app.simulator.faults import Directives
 from app.simulator.records import Exchange, Records
 from app.simulator.request import ChatRequest, Refused, parse
-from app.simulator.script import digest, reply
-from app.simulator.wire import Act, Frames, Pause, Reset, Send, Start
+from app.simulator.script import digest, interrupted, prefilled, reply, resumed
+from app.simulator.wire import Act, Frames, HangUp, Pause, Reset, Send, Start
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 LARGE_BODY_BYTES = 256 * 1024  # read in a thread, so that the other streams keep their pace
@@ -84,6 +84,8 @@ class Playback(Response):
             else:
                 if isinstance(act, Reset):
                     connection.reset()
+                elif isinstance(act, HangUp):
+                    connection.hang_up()
                 await asyncio.Event().wait()  # until the client, or the reset, ends it
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return True
@@ -138,8 +140,10 @@ class Provider:
             body = await _body(request)
             asked = await asyncio.to_thread(parse, body) if len(body) > LARGE_BODY_BYTES else parse(body)
             _note(exchange, asked)
+            conversation = digest(asked)
+            asked, said = prefilled(asked)
             told = self._told(asked, request.headers.get("x-simulate", ""))
-            acts, speed = self._acts(asked, told, exchange), self._speed(told)
+            acts, speed = self._acts(asked, said, conversation, told, exchange), self._speed(told)
         except Refused as error:
             acts = wire.refusal(error)
         except ClientDisconnect:
@@ -158,19 +162,23 @@ class Provider:
         speed = self._tokens_per_second if told.tokens_per_second is None else told.tokens_per_second
         return 0.0 if told.burst else speed
 
-    def _acts(self, asked: ChatRequest, told: Directives, exchange: Exchange) -> Iterator[Act]:
-        conversation = digest(asked)
+    def _acts(
+        self, asked: ChatRequest, said: str, conversation: str, told: Directives, exchange: Exchange
+    ) -> Iterator[Act]:
         if told.fail_times is not None and self._attempt(conversation, told.fail_times):
             told = told.sound()
         before: list[Act] = [Pause(told.headers_s)] if told.headers_s else []
         if told.status is not None:
             return chain(before, faults.error_status(told, told.status))
+        if told.hang_up:
+            return chain(before, [HangUp()])
         model = asked.model
         if self._directives:
             model, asked = faults.model_name(model)[0], _without_directives(asked)
-        completion = wire.complete(
-            faults.reshape(reply(asked), told), asked, reasoning=told.reasoning, fragment=told.fragment
-        )
+        whole = faults.reshape(reply(asked), told)
+        before_it = said or interrupted(asked)
+        answer = resumed(whole, before_it, told.overlap) if before_it else whole
+        completion = wire.complete(answer, asked, said, reasoning=told.reasoning, fragment=told.fragment)
         exchange.prompt_tokens = completion.prompt_tokens
         usage = None if told.no_usage else faults.wrong(completion.usage) if told.wrong_usage else completion.usage
         name, created = f"chatcmpl-{conversation[:20]}{exchange.number:06d}", int(time.time())

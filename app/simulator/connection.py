@@ -46,6 +46,10 @@ class LoggedConnection(H11Protocol):
         """Whether what is written still goes out."""
         return not self.transport.is_closing()
 
+    def hang_up(self) -> None:
+        """End the connection as if it had been idle for too long."""
+        self.transport.close()
+
     def reset(self) -> None:
         """End the connection with a TCP reset; what is still in the write buffer is lost."""
         self._ended = "server_reset"

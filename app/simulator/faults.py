@@ -43,10 +43,14 @@ class Directives:
     # content
     say: str | None = None  # answer exactly this
     tokens: int | None = None  # answer with exactly so many tokens
+    paragraphs: int | None = None  # in so many paragraphs; without ``tokens``, of four sentences each
+    overlap: int = 0  # an answer that goes on repeats so many tokens of what was there, as real models do
     reasoning: int = 0  # so many reasoning tokens first
     # the response fails
     status: int | None = None  # an HTTP error instead of an answer
+    code: str | None = None  # its error code, ``insufficient_quota`` for instance
     retry_after: float | None = None  # its Retry-After, in seconds
+    hang_up: bool = False  # the connection is closed instead of a response
     stall_after: int | None = None  # then silence until the client leaves
     drop_after: int | None = None  # then a TCP reset
     close_after: int | None = None  # then a clean end, with no [DONE]
@@ -85,7 +89,14 @@ class Directives:
     def sound(self) -> "Directives":
         """Without what makes a response fail; pace and content stay."""
         return replace(
-            self, status=None, stall_after=None, drop_after=None, close_after=None, error_after=None, bad_json=None
+            self,
+            status=None,
+            hang_up=False,
+            stall_after=None,
+            drop_after=None,
+            close_after=None,
+            error_after=None,
+            bad_json=None,
         )
 
 
@@ -186,14 +197,15 @@ def _bad(key: str, value: str, wanted: str) -> Refused:
 
 
 _READERS: dict[str, Callable[[str, str], Any]] = {
-    **dict.fromkeys(("burst", "unknown_tool", "dup_ids", "no_ids", "no_usage", "wrong_usage"), _flag),
+    **dict.fromkeys(("burst", "hang_up", "unknown_tool", "dup_ids", "no_ids", "no_usage", "wrong_usage"), _flag),
     **dict.fromkeys(("lump", "byte_by_byte", "split_lines"), _flag),
-    **dict.fromkeys(("tokens", "reasoning", "fail_times", "cut_utf8", "empty_chunks"), _whole),
+    **dict.fromkeys(("tokens", "paragraphs", "overlap", "reasoning", "fail_times", "cut_utf8", "empty_chunks"), _whole),
     **dict.fromkeys(("stall_after", "drop_after", "close_after", "error_after"), _whole),
     **dict.fromkeys(("tokens_per_second", "first_token_s", "headers_s", "retry_after"), _decimal),
     "status": _status,
     "bad_json": _kind,
     "say": _text,
+    "code": _text,
 }
 
 
@@ -205,7 +217,9 @@ def reshape(reply: Reply, told: Directives) -> Reply:
     if told.say is not None:
         reply = Reply(text=told.say)
     elif told.tokens is not None:
-        reply = Reply(text=prose.exactly(told.tokens))
+        reply = Reply(text=prose.exactly(told.tokens, told.paragraphs or 1))
+    elif told.paragraphs is not None:
+        reply = Reply(text=prose.paragraphs(told.paragraphs))
     if told.cut_utf8 is not None and reply.text.isascii() and not reply.calls:
         reply = Reply(text=f"{reply.text} 🌾")  # something to cut
     calls = list(reply.calls)
@@ -245,7 +259,9 @@ def wrong(usage: dict[str, Any]) -> dict[str, Any]:
 def error_status(told: Directives, status: int) -> Iterator[Act]:
     """The HTTP error that was asked for."""
     kind, code = ("rate_limit_error", "rate_limit_exceeded") if status == 429 else ("server_error", None)
-    error = Refused(f"Simulated: the provider was told to answer {status}.", status=status, kind=kind, code=code)
+    error = Refused(
+        f"Simulated: the provider was told to answer {status}.", status=status, kind=kind, code=told.code or code
+    )
     return refusal(error, retry_after=told.retry_after)
 
 

@@ -53,14 +53,23 @@ def words(number: int) -> str:
     return _ended(" ".join(islice(found, min(number, LONGEST))))
 
 
-def exactly(number: int) -> str:
-    """A text of exactly that many tokens."""
+def exactly(number: int, paragraphs: int = 1) -> str:
+    """A text of exactly that many tokens, in so many paragraphs as far as there are tokens for them."""
+    source, found = sentences(), list[str]()
+    parts = max(min(paragraphs, (number + 1) // 2), 1)
+    for part in range(parts):
+        if part:
+            found.append("\n\n")
+        found += _pieces(source, (number - parts + 1) * (part + 1) // parts - (len(found) - part))
+    return "".join(found)
+
+
+def _pieces(source: Iterator[str], number: int) -> list[str]:
     found: list[str] = []
-    for sentence in sentences():
-        if len(found) >= number:
-            break
+    while len(found) < number:
+        sentence = next(source)
         found += tokens.pieces(f" {sentence}" if found else sentence)
-    return "".join(found[:number])
+    return found[:number]
 
 
 def paragraphs(number: int) -> str:

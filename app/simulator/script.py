@@ -4,6 +4,7 @@
 - Their results are there: answer from them, in the order of the calls, and name the failures. Never ask again.
 - A document is wanted (``response_format``): one that is valid for its schema.
 - Else a text: of the length asked for, from what the conversation says, or a plain word that all this is simulated.
+- The conversation ends with words of the answer itself: the same answer as without them, from there on.
 
 Pure: the same request gets the same reply, down to the ids of its calls.
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import msgspec
 import orjson
 
-from app.simulator import prose
+from app.simulator import prose, tokens
 from app.simulator.known_tools import KNOWN
 from app.simulator.questions import Wanted, arguments, wanted
 from app.simulator.request import ChatRequest, Function, Message, ToolCall
@@ -58,6 +59,25 @@ def call_number(messages: Sequence[Message]) -> int:
     return 1 + sum(message.role == "assistant" for message in turn(messages)[1])
 
 
+def prefilled(request: ChatRequest) -> tuple[ChatRequest, str]:
+    """The request without the assistant's words at its end, which the answer is to go on with, and those words."""
+    *before, last = request.messages
+    if last.role != "assistant" or not last.text:
+        return request, ""
+    return _with_messages(request, before), last.text
+
+
+def resumed(whole: Reply, said: str, overlap: int) -> Reply:
+    """The reply from the end of ``said`` on; all of it when it does not begin so.
+
+    ``overlap``: so many tokens of ``said`` once more before it, as models do that have no prefill.
+    """
+    if whole.calls:
+        return whole
+    again = tokens.pieces(said)[-overlap:] if overlap else []
+    return Reply("".join(again) + whole.text.removeprefix(said))
+
+
 def reply(request: ChatRequest) -> Reply:
     """The answer to ``request``."""
     question, since = turn(request.messages)
@@ -68,7 +88,14 @@ def reply(request: ChatRequest) -> Reply:
     asked = [call for message in since for call in message.tool_calls or ()]
     if asked:
         return Reply(text=_from_results(asked, [message for message in since if message.role == "tool"]))
-    return Reply(text=_continued(request) or _text(question, request))
+    return Reply(text=_rest(request) or _text(question, request))
+
+
+def interrupted(request: ChatRequest) -> str:
+    """The answer that the last user message, "continue" in words, asks to go on with; empty when it asks for none."""
+    question, since = turn(request.messages)
+    before = request.messages[: len(request.messages) - len(since) - 1]
+    return before[-1].text if before and before[-1].role == "assistant" and _CONTINUE.match(question) else ""
 
 
 # -- asking for tools -------------------------------------------------------------------------------------------------
@@ -246,15 +273,13 @@ _TRY = (
 _TRY_TOOLS = 'Try: "What time is it in Tokyo, what is 17*23, and what\'s the weather in Oslo?"'
 
 
-def _continued(request: ChatRequest) -> str | None:
+def _rest(request: ChatRequest) -> str | None:
     """After "continue": the rest of the answer that was cut; None when there is none, or none was asked for."""
-    question, since = turn(request.messages)
-    before = request.messages[: len(request.messages) - len(since) - 1]
-    if not _CONTINUE.match(question) or not before or before[-1].role != "assistant":
+    if not (said := interrupted(request)):
         return None
-    whole = reply(_with_messages(request, before[:-1])).text
-    said = before[-1].text
-    return whole[len(said) :] if said and whole.startswith(said) and len(whole) > len(said) else None
+    _, since = turn(request.messages)
+    whole = reply(_with_messages(request, request.messages[: len(request.messages) - len(since) - 2])).text
+    return whole[len(said) :] if whole.startswith(said) and len(whole) > len(said) else None
 
 
 def _with_messages(request: ChatRequest, messages: Sequence[Message]) -> ChatRequest:

@@ -48,7 +48,11 @@ class Reset(NamedTuple):
     """The connection is torn down (TCP reset)."""
 
 
-Act: TypeAlias = Start | Send | Pause | Stall | Reset
+class HangUp(NamedTuple):
+    """The connection is closed where it stands."""
+
+
+Act: TypeAlias = Start | Send | Pause | Stall | Reset | HangUp
 
 STREAM = Start(200, ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")))
 
@@ -79,15 +83,19 @@ class Completion(NamedTuple):
         }
 
 
-def prompt_tokens(request: ChatRequest) -> int:
+def prompt_tokens(request: ChatRequest, said: str = "") -> int:
     """The tokens of all contents, and three for each message."""
-    return sum(tokens.count(message.text) + 3 for message in request.messages)
+    contents = [message.text for message in request.messages] + ([said] if said else [])
+    return sum(tokens.count(text) + 3 for text in contents)
 
 
-def complete(reply: Reply, request: ChatRequest, *, reasoning: int = 0, fragment: int = FRAGMENT) -> Completion:
+def complete(
+    reply: Reply, request: ChatRequest, said: str = "", *, reasoning: int = 0, fragment: int = FRAGMENT
+) -> Completion:
     """Cut ``reply`` at the request's stop texts and token limit, and into tokens.
 
-    ``reasoning``: so many tokens of it first. ``fragment``: characters of tool arguments in one chunk.
+    ``said``: the words of the answer that the request ended with. ``reasoning``: so many tokens of it first.
+    ``fragment``: characters of tool arguments in one chunk.
     """
     text, thoughts = reply.text, [f"{'' if at == 0 else ' '}thought" for at in range(reasoning)]
     stopped = min((at for stop in request.stops if stop and (at := text.find(stop)) >= 0), default=len(text))
@@ -96,7 +104,7 @@ def complete(reply: Reply, request: ChatRequest, *, reasoning: int = 0, fragment
     pieces = left.take(tokens.pieces(text[:stopped]))
     calls = [(call, left.take(_fragments(call.arguments, fragment))) for call in reply.calls]
     reason = "length" if left.exceeded else "tool_calls" if calls else "stop"
-    return Completion(thoughts, pieces, calls, reason, prompt_tokens(request))
+    return Completion(thoughts, pieces, calls, reason, prompt_tokens(request, said))
 
 
 class _Allowance:

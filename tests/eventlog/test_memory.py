@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.eventlog.base import Entry, LogClosed, LogFull
+from app.eventlog.base import Entry, Lag, LogClosed, LogFull
 from app.eventlog.memory import ENTRY_OVERHEAD, MemoryLog
 from app.events import codec
 from app.events.event import (
@@ -201,6 +201,152 @@ def test_the_log_is_a_list_that_forgets_only_deltas(events: list[Event], bound: 
             expected = [one for one in kept if one.offset > after]
             assert log.read(after, 1000) == expected
             assert log.read(after, 2) == expected[:2]
+
+
+# What a reader may skip
+
+
+def mixed(bound: int = 1 << 20) -> MemoryLog:
+    """Tokens of one size at all offsets up to 12 but 4, 8 and 12."""
+    log = MemoryLog(bound)
+    for offset in range(1, 13):
+        log.append(firm() if offset % 4 == 0 else token())
+    return log
+
+
+def test_a_lag_is_how_much_lies_over_an_offset() -> None:
+    log = mixed()
+    for after in range(14):
+        rest = log.read(after, 100)
+        assert log.lag(after) == (len(rest), sum(len(entry.data) for entry in rest))
+
+
+@pytest.mark.parametrize(
+    ("after", "limit", "cut", "expected"),
+    [
+        (0, 100, 6, [4, 7, 8, 9, 10, 11, 12]),
+        (0, 1, 6, [4]),
+        (0, 2, 6, [4, 7]),
+        (4, 100, 6, [7, 8, 9, 10, 11, 12]),
+        (5, 2, 8, [8, 9]),
+        (5, 2, 3, [6, 7]),
+        (0, 100, 11, [4, 8, 12]),
+        (0, 2, 11, [4, 8]),
+        (11, 100, 11, [12]),
+    ],
+)
+def test_up_to_a_cut_only_what_may_not_be_dropped_is_read(
+    after: int, limit: int, cut: int, expected: list[int]
+) -> None:
+    assert offsets(mixed().read(after, limit, cut)) == expected
+
+
+@pytest.mark.parametrize(
+    ("after", "events", "expected"),
+    [
+        (0, 12, 0),
+        (0, 11, 1),
+        (0, 9, 3),
+        (0, 8, 5),
+        (5, 7, 0),
+        (5, 6, 6),
+        (0, 3, 11),
+        (0, 0, 11),
+        (8, 1, 11),
+        (11, 0, 0),
+    ],
+)
+def test_a_cut_is_the_least_that_brings_the_rest_within_the_bound(after: int, events: int, expected: int) -> None:
+    assert mixed().cut(after, Lag(events, 1 << 20)) == expected
+
+
+def test_a_cut_in_bytes_is_the_least_too() -> None:
+    log = mixed()
+    whole, size = log.lag(0).bytes, len(codec.encode(token()))
+    for excess, expected in ((0, 0), (1, 1), (size, 1), (size + 1, 2), (3 * size + 1, 5), (whole, 11)):
+        assert log.cut(0, Lag(100, whole - excess)) == expected
+
+
+def test_the_newest_entry_is_never_cut_off() -> None:
+    log = mixed()
+    log.append(token())
+    assert log.cut(0, Lag(0, 0)) == 11
+    assert offsets(log.read(0, 100, 11)) == [4, 8, 12, 13]
+
+
+# A log that goes on elsewhere
+
+
+def test_nothing_follows_once_the_log_is_abandoned_and_what_is_there_stays() -> None:
+    log = mixed()
+    before = log.read(0, 100)
+    for _ in range(2):
+        log.abandon()
+        for event in (token(), firm(), END):
+            with pytest.raises(LogClosed):
+                log.append(event)
+    assert log.read(0, 100) == before
+    assert not log.closed
+
+
+@pytest.mark.parametrize("bound", [1 << 20, 20 * cost(token())])
+def test_a_log_is_the_same_when_it_was_dumped_and_loaded(bound: int) -> None:
+    log = MemoryLog(bound)
+    for number in range(60):
+        log.append(firm() if number % 9 == 0 else Token(ts=number, text="ö\u2028\n x y", message_id="a b"))
+    log.abandon()
+    again = MemoryLog.load(log.dump(), bound)
+    assert again.read(0, 100) == log.read(0, 100)
+    assert (again.last, again.size, again.closed, again.lag(7)) == (log.last, log.size, log.closed, log.lag(7))
+    assert again.dump() == log.dump()
+    log = MemoryLog.load(log.dump(), bound)
+    assert [log.append(token()), log.append(END)] == [again.append(token()), again.append(END)]
+    assert log.read(0, 100) == again.read(0, 100)
+
+
+def test_an_empty_log_and_a_finished_one_are_loaded_as_what_they_are() -> None:
+    log = MemoryLog.load(MemoryLog().dump())
+    assert (log.last, log.size, log.closed, log.read(0, 1)) == (0, 0, False, [])
+    log.append(END)
+    again = MemoryLog.load(log.dump())
+    assert again.closed
+    with pytest.raises(LogClosed):
+        again.append(token())
+
+
+def test_a_loaded_log_that_is_larger_than_its_new_bound_shrinks_at_the_next_append() -> None:
+    log = MemoryLog()
+    for _ in range(50):
+        log.append(token())
+    again = MemoryLog.load(log.dump(), 10 * cost(token()))
+    assert again.last == 50
+    again.append(token())
+    assert again.size <= 10 * cost(token())
+
+
+LINE = b"1 token " + codec.encode(token()) + b"\n"
+
+
+@pytest.mark.parametrize(
+    "dump",
+    [
+        LINE[:-1],
+        LINE[:-5] + b"\n",
+        b"\n",
+        b"x" + LINE,
+        b"0" + LINE[1:],
+        b"-1" + LINE[1:],
+        LINE + LINE,
+        LINE.replace(b"token", b"nonsense", 1),
+        LINE.replace(b"token", b"\xff", 1),
+        LINE.replace(b"token", b"usage", 1),
+        b"1 run.finished " + codec.encode(END) + b"\n2" + LINE[1:],
+        b"1 token\n",
+    ],
+)
+def test_what_is_no_dump_is_refused(dump: bytes) -> None:
+    with pytest.raises(ValueError, match="no log's dump"):
+        MemoryLog.load(dump)
 
 
 # Waiting

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import json
 import operator
+import select
 import signal
 import socket
 import threading
@@ -47,6 +48,7 @@ from app.routes.langserve import langserve_routes
 from app.runs.agent import Agent
 from app.runs.runner import Runner
 from app.simulator.server import Simulator
+from app.transports.wire import Wire
 from chains.assistant import build_assistant
 from chains.chat import build_chat
 from chains.models import build_model
@@ -473,7 +475,7 @@ def body(call: str, text: Any = "[[tokens=7]] hello", **more: Any) -> dict[str, 
 
 
 def rows(server: Served) -> list[dict[str, Any]]:
-    return [run.row() for run in server.runner.list("127.0.0.1")]
+    return [run.row() for run in server.runner.kept("127.0.0.1")]
 
 
 @pytest.mark.parametrize("agent", ["chat", "assistant"])
@@ -560,27 +562,36 @@ async def test_whatever_the_call_the_log_is_the_same(client: httpx.AsyncClient, 
 SSE = {"Accept": "text/event-stream"}
 
 
-async def test_a_heartbeat_is_sent_while_the_agent_is_silent() -> None:
-    with Simulator(tokens_per_second=0) as provider:
-        agents = {"bare": Agent("bare", openai(provider.base_url))}
-        with mounted(agents, heartbeat_s=0.05) as (url, _):
-            async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-                answer = await client.post(
-                    "/agents/bare/stream", json={"input": "[[first_token_s=0.4 say=yes]]"}, headers=SSE
-                )
-    assert answer.text.startswith("retry: 1000\n: hb\n: hb\n")
-    assert '"content":"yes"' in answer.text
+async def halting(inputs: AsyncIterator[Any]) -> AsyncIterator[str]:
+    """Silent before it speaks, and in the middle."""
+    async for _ in inputs:
+        for word in ("one", "two"):
+            await asyncio.sleep(0.4)
+            yield word
+
+
+@pytest.mark.parametrize("call", STREAMS)
+async def test_heartbeats_are_sent_while_the_agent_is_silent_before_its_first_word_and_later(call: str) -> None:
+    with mounted({"halting": Agent("halting", RunnableGenerator(halting))}, heartbeat_s=0.05) as (url, _):
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            answer = await client.post(f"/agents/halting/{call}", json={"input": "go"}, headers=SSE)
+    assert answer.text.startswith("retry: 1000\n")
+    before, _, rest = answer.text.partition('"one"')
+    between = rest.partition('"two"')[0]
+    assert before.count(": hb\n") >= 3
+    assert between.count(": hb\n") >= 3
     assert answer.text.endswith("event: end\ndata: \n\n")
 
 
 @contextmanager
-def mounted(agents: Mapping[str, Agent], **options: Any) -> Iterator[tuple[str, Runner]]:
+def mounted(agents: Mapping[str, Agent], *, send_timeout_s: float = 30, **options: Any) -> Iterator[tuple[str, Runner]]:
     """LangServe's routes alone, for agents that declare something."""
     runner = Runner(agents, strict=True)
     app = FastAPI()
     app.add_middleware(LoopbackOnly)
     errors.install(app)
     app.include_router(langserve_routes(runner, **options))
+    app.add_middleware(Wire, send_timeout_s=send_timeout_s)
     with running(app) as url:
         yield url, runner
 
@@ -703,7 +714,7 @@ async def test_a_second_reader_keeps_a_run_that_its_langserve_client_left(
     async with client.stream("POST", "/agents/chat/stream", json=body("stream", "[[tokens=60]] hi")) as stream:
         run_id = stream.headers["x-run-id"]
         waiting = asyncio.create_task(client.get(f"/runs/{run_id}/result", params={"wait": "true"}))
-        await until(lambda: server.runner.get(run_id, "127.0.0.1").scope.readers == 2)
+        await until(lambda: server.runner.kept("127.0.0.1")[0].scope.readers == 2)
     assert (await waiting).json()["status"] == "completed"
 
 
@@ -725,38 +736,61 @@ async def test_a_client_that_leaves_while_it_sends_is_no_fault(
 
 
 @pytest.mark.parametrize("call", STREAMS)
-async def test_a_reader_that_does_not_read_is_broken_off_and_its_run_ended(
+async def test_a_reader_that_lags_too_far_ends_its_run_and_is_told_so_when_it_reads_on(
     server: Served, client: httpx.AsyncClient, until: Until, flood: Flood, call: str
 ) -> None:
     await until(lambda: server.runner.live == 0)
-    where, loop = urlsplit(server.url), asyncio.get_running_loop()
-    with socket.socket() as deaf:
-        deaf.setblocking(False)
-        await loop.sock_connect(deaf, (where.hostname, where.port))
-        data = json.dumps({"input": "go"}).encode()
-        head = f"POST /agents/flood/{call} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
-        await loop.sock_sendall(deaf, head.encode() + data)
+    async with deaf(server.url, f"/agents/flood/{call}") as sock:
         await until(lambda: server.runner.live == 1)
         await until(lambda: server.runner.live == 0)
-        run = server.runner.list("127.0.0.1")[0]
+        run = server.runner.kept("127.0.0.1")[0]
         assert (run.agent.name, run.status) == ("flood", "cancelled")
         assert flood.sent < 25_000
         # Others are served meanwhile.
         assert (await client.post("/agents/chat/invoke", json={"input": "[[say=yes]]"})).status_code == 200
-        deaf.setblocking(True)
-        deaf.settimeout(10)
-        tail = await asyncio.to_thread(drain, deaf)
-    assert not tail.endswith(b"0\r\n\r\n")  # broken off, not closed as if all were said
+        read = await asyncio.to_thread(drain, sock)
+    assert len(read) < 6 * 1024 * 1024  # what the buffers held, and nothing of what was pending
+    assert read.endswith(b"0\r\n\r\n")
+    *_, last = read.split(b"\r\nevent: ")
+    kind, _, data = last.partition(b"\ndata: ")
+    assert kind.split()[-1].endswith(b"error")
+    told = json.loads(data.splitlines()[0])
+    assert (told["status_code"], told["code"]) == (502, "reader_too_slow")
+
+
+async def test_a_reader_that_never_reads_is_dropped(until: Until, flood: Flood) -> None:
+    agents = {"flood": Agent("flood", RunnableGenerator(flood.run))}
+    with mounted(agents, send_timeout_s=1.0) as (url, runner):
+        async with deaf(url, "/agents/flood/stream") as sock:
+            await until(lambda: runner.live == 1)
+            await until(lambda: runner.live == 0)
+            poll = select.poll()
+            poll.register(sock, 0)
+            await until(lambda: bool(poll.poll(0)))  # a reset: nobody waits for this socket any more
+
+
+@asynccontextmanager
+async def deaf(url: str, path: str) -> AsyncIterator[socket.socket]:
+    """A client that sends its request and reads nothing."""
+    where, loop = urlsplit(url), asyncio.get_running_loop()
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, (where.hostname, where.port))
+        data = json.dumps({"input": "go"}).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
+        await loop.sock_sendall(sock, head.encode() + data)
+        yield sock
 
 
 def drain(sock: socket.socket) -> bytes:
-    tail = b""
-    try:
-        while data := sock.recv(65536):
-            tail = (tail + data)[-64:]
-    except ConnectionError:
-        pass
-    return tail
+    """All that comes until the response is over."""
+    sock.settimeout(10)
+    read = b""
+    while not read.endswith(b"\r\n0\r\n\r\n"):
+        data = sock.recv(65536)
+        assert data, "the connection was broken off"
+        read += data
+    return read
 
 
 @pytest.mark.parametrize("call", ["stream", "stream_events"])
@@ -1152,7 +1186,7 @@ def test_two_servers_in_one_process_stream_at_once() -> None:
             for thread in threads:
                 thread.join()
             assert not failures
-            assert [len(server.runner.list("127.0.0.1")) for server in (one, two)] == [48, 48]
+            assert [len(server.runner.kept("127.0.0.1")) for server in (one, two)] == [48, 48]
 
 
 async def test_another_servers_signal_ends_no_stream_here(server: Served) -> None:

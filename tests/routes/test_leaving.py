@@ -62,7 +62,7 @@ async def settled(server: Served, provider: Simulator, until: Until) -> None:
 
 
 def row(server: Served) -> dict[str, Any]:
-    return server.runner.list("127.0.0.1")[0].row()
+    return server.runner.kept("127.0.0.1")[0].row()
 
 
 PHASES = [
@@ -186,7 +186,7 @@ async def test_a_background_run_told_to_cancel_arms_with_its_first_reader(
     await until(lambda: open_requests(provider) == 1)
     async with httpx.AsyncClient(base_url=server.url) as reader:
         waiting = asyncio.create_task(reader.get(f"/runs/{run_id}/result", params={"wait": "true"}))
-        await until(lambda: server.runner.get(run_id, "127.0.0.1").scope.readers == 1)
+        await until(lambda: server.runner.kept("127.0.0.1")[0].scope.readers == 1)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
     await settled(server, provider, until)
@@ -201,7 +201,7 @@ async def test_a_second_reader_keeps_the_run_when_the_first_one_leaves(
     ) as stream:
         run_id = stream.headers["x-run-id"]
         second = asyncio.create_task(last_of(replay(client, run_id)))
-        await until(lambda: server.runner.get(run_id, "127.0.0.1").scope.readers == 2)
+        await until(lambda: server.runner.kept("127.0.0.1")[0].scope.readers == 2)
     assert (await second)["status"] == "completed"
 
 

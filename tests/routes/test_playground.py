@@ -1,30 +1,18 @@
 """LangServe's playground in a real browser: a person types a question, and watches the answer being written."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from graphs import branches, openai
 from langchain_core.runnables import RunnableLambda
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from machine import chromium
+from playwright.sync_api import Browser, Page, expect
 from serving import Served, serving
 
 from app.simulator.server import Simulator
 
 Eventually = Callable[[Callable[[], bool]], None]
-
-ARGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 OUTPUT = "h2:has-text('Output') + div"
 
@@ -61,14 +49,8 @@ def server(provider: Simulator) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        reason = "no Chromium on this machine: install the Debian package 'chromium'"
-        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
-    with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=path, args=ARGS)
+    with chromium() as one:
         yield one
-        one.close()
 
 
 @pytest.fixture
@@ -133,7 +115,7 @@ def test_a_person_asks_and_watches_the_answer_being_written(
     fields = page.locator("textarea")
     expect(fields).to_have_count(3)
     expect(fields.nth(1)).to_have_value(answer)
-    assert server.runner.list("127.0.0.1")[0].status == "completed"
+    assert server.runner.kept("127.0.0.1")[0].status == "completed"
 
 
 @pytest.mark.parametrize("agent", ["chat", "assistant"])
@@ -150,7 +132,7 @@ def test_of_parallel_branches_one_is_shown_at_a_time(page: Page, server: Served)
     page.goto(f"{server.url}/agents/branches/playground/")
     ask(page, "hello")
     answer = answered(page)
-    assert answer == server.runner.list("127.0.0.1")[0].result()["text"]
+    assert answer == server.runner.kept("127.0.0.1")[0].result()["text"]
     assert "as b2" in answer
 
 
@@ -163,7 +145,7 @@ def test_stop_ends_the_run_and_the_providers_stream(
     page.get_by_role("button", name="Stop").click()
     eventually(lambda: server.runner.live == 0)
     eventually(lambda: all(one.ended is not None for one in provider.requests))
-    assert server.runner.list("127.0.0.1")[0].status == "cancelled"
+    assert server.runner.kept("127.0.0.1")[0].status == "cancelled"
 
 
 def test_a_failure_is_told(page: Page, server: Served) -> None:

@@ -75,7 +75,7 @@ def test_it_describes_itself() -> None:
     assert (row["name"], row["description"], row["model"]) == ("a", "d", "m")
     assert "messages" in row["input_schema"]["properties"]
     assert row["capabilities"] == {
-        "text_input": True, "messages": True, "tools": ["plain"], "threads": False, "pause": False,
+        "text_input": True, "messages": True, "tools": ["plain"], "threads": True, "pause": False,
         "max_tokens": False, "configurable": ["voice"],
     }  # fmt: skip
 

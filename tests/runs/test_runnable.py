@@ -34,7 +34,7 @@ class Served(NamedTuple):
 
     @property
     def runs(self) -> list[Run]:
-        return self.runner.list("ann")
+        return self.runner.kept("ann")
 
 
 @asynccontextmanager
@@ -187,22 +187,32 @@ async def test_an_input_that_does_not_fit_starts_nothing() -> None:
 
 
 async def test_a_reader_that_lags_too_far_behind_is_let_go_and_its_run_ended() -> None:
-    gone: list[int] = []
-
     async def floods(_: AsyncIterator[Any]) -> AsyncIterator[str]:
         for __ in range(2 * MAX_PENDING):
             yield "x"
         await asyncio.Event().wait()
 
     async with served(RunnableGenerator(floods)) as one:
-        one.caller.on_overflow = lambda: gone.append(1)
         chunks = one.agent.astream("hi")
         assert await anext(chunks) == "x"
         await one.runs[0].done.wait()
         with pytest.raises(TapOverflow):
             [chunk async for chunk in chunks]
-        assert gone == [1]
         assert one.runs[0].status == "cancelled"
+
+
+async def test_a_run_whose_caller_left_while_it_was_started_is_ended() -> None:
+    async with served(RunnableGenerator(waits)) as one:
+        one.caller.close()
+        with pytest.raises(RunFailed, match="cancelled"):
+            await one.agent.ainvoke("hi")
+        assert one.caller.started.done()
+        assert one.runs[0].scope.readers == 0
+
+
+async def waits(_: AsyncIterator[Any]) -> AsyncIterator[str]:
+    yield "x"
+    await asyncio.Event().wait()
 
 
 async def test_it_has_no_synchronous_form() -> None:

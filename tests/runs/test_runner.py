@@ -30,7 +30,7 @@ from app.events.event import Error, Event, Gap, RunFinished, Token, Usage
 from app.events.request import RunRequest
 from app.runs.agent import Agent
 from app.runs.run import Run
-from app.runs.runner import MAX_METADATA, Runner
+from app.runs.runner import MAX_METADATA, Brought, Runner, Timing
 from app.runs.scope import Ending
 from app.runs.tap import Tap
 
@@ -49,8 +49,8 @@ async def runner_of(runnable: Runnable[Any, Any], **options: Any) -> AsyncIterat
     assert runner.live == 0
 
 
-def start(runner: Runner, value: Any = "hi", *, user: str = "ann", **request: Any) -> Run:
-    return runner.start(runner.agent("one"), RunRequest(input=value, **request), user=user, streams=True)
+async def start(runner: Runner, value: Any = "hi", *, user: str = "ann", **request: Any) -> Run:
+    return await runner.start(runner.agent("one"), RunRequest(input=value, **request), user=user, streams=True)
 
 
 async def ended(run: Run) -> list[Event]:
@@ -109,9 +109,9 @@ class Gate:
 
 async def test_a_run_is_known_readable_and_cancellable_as_soon_as_it_is_started() -> None:
     async with runner_of(model(*words("It ", "rains"))) as runner:
-        run = start(runner)
+        run = await start(runner)
         assert runner.live == 1
-        assert runner.get(run.run_id, "ann") is run
+        assert await runner.get(run.run_id, "ann") is run
         assert run.last_event_id == 1
         events = await ended(run)
         assert [event.type for event in events] == [
@@ -122,7 +122,7 @@ async def test_a_run_is_known_readable_and_cancellable_as_soon_as_it_is_started(
 
 async def test_a_completed_run_has_its_text_its_message_and_its_usage() -> None:
     async with runner_of(graph(asks(model(*words("It ", "rains"), say("", usage_metadata=usage(3, 4)))))) as runner:
-        run = start(runner)
+        run = await start(runner)
         assert await outcome(run) == ("completed", None)
         result = run.result()
         assert result["text"] == result["message"]["content"] == "It rains"
@@ -141,7 +141,7 @@ async def test_runs_side_by_side_share_nothing() -> None:
         return {"messages": [await model(say(name), both.wait, say(name.upper())).ainvoke("x")]}
 
     async with runner_of(graph(speak)) as runner:
-        one, two = start(runner, "a"), start(runner, "b", user="bob")
+        one, two = await start(runner, "a"), await start(runner, "b", user="bob")
         await asyncio.gather(ended(one), ended(two))
         assert (one.result()["text"], two.result()["text"]) == ("aA", "bB")
         assert one.meter is not two.meter
@@ -163,9 +163,9 @@ async def test_the_graphs_root_has_the_runs_id() -> None:
             taps.append((run_id, parent_run_id))
 
     async with runner_of(RunnableLambda(look)) as runner:
-        run = runner.start(
+        run = await runner.start(
             runner.agent("one"), RunRequest(input="hi", metadata={"trace": "t"}), user="ann", streams=True,
-            run_id=run_id, callbacks=[Recorder()], config={"metadata": {"more": 1}},
+            run_id=run_id, brought=Brought({"metadata": {"more": 1}}, [Recorder()]),
         )  # fmt: skip
         await ended(run)
         assert run.run_id == str(run_id)
@@ -175,7 +175,7 @@ async def test_the_graphs_root_has_the_runs_id() -> None:
 
 async def test_a_text_completion_model_is_served_like_any_other() -> None:
     async with runner_of(FakeListLLM(responses=["It rains"])) as runner:
-        run = start(runner)
+        run = await start(runner)
         events = await ended(run)
         assert run.result()["text"] == "It rains"
         assert [event.text for event in events if isinstance(event, Token)] == ["It rains"]
@@ -197,7 +197,7 @@ class Own(Runnable[str, str]):
 
 async def test_a_class_of_the_users_own_is_served_like_any_other() -> None:
     async with runner_of(Own()) as runner:
-        run = start(runner)
+        run = await start(runner)
         events = await ended(run)
         assert run.output() == run.result()["text"] == "hi: It rains"
         assert [event.text for event in events if isinstance(event, Token)] == ["hi", ": ", "It rains"]
@@ -205,7 +205,7 @@ async def test_a_class_of_the_users_own_is_served_like_any_other() -> None:
 
 async def test_a_graph_that_waits_for_a_person_is_interrupted() -> None:
     async with runner_of(graph(lambda _: interrupt("sure?"))) as runner:
-        assert await outcome(start(runner)) == ("interrupted", None)
+        assert await outcome(await start(runner)) == ("interrupted", None)
 
 
 # Who may see it
@@ -213,11 +213,11 @@ async def test_a_graph_that_waits_for_a_person_is_interrupted() -> None:
 
 async def test_what_is_not_there_and_what_is_anothers_look_the_same() -> None:
     async with runner_of(RunnableLambda(lambda _: "ok")) as runner:
-        run = start(runner)
+        run = await start(runner)
         with pytest.raises(NotFound) as none:
-            runner.get(str(uuid4()), "ann")
+            await runner.get(str(uuid4()), "ann")
         with pytest.raises(NotFound) as other:
-            runner.get(run.run_id, "bob")
+            await runner.get(run.run_id, "bob")
         assert none.value.body() == other.value.body()
         with pytest.raises(NotFound, match="no agent 'two'"):
             runner.agent("two")
@@ -225,9 +225,9 @@ async def test_what_is_not_there_and_what_is_anothers_look_the_same() -> None:
 
 async def test_everybody_lists_their_own_runs_newest_first() -> None:
     async with runner_of(RunnableLambda(lambda _: "ok")) as runner:
-        first, _, third = start(runner), start(runner, user="bob"), start(runner)
-        assert runner.list("ann") == [third, first]
-        assert runner.list("eve") == []
+        first, _, third = await start(runner), await start(runner, user="bob"), await start(runner)
+        assert [row["run_id"] for row in await runner.rows("ann")] == [third.run_id, first.run_id]
+        assert await runner.rows("eve") == []
 
 
 # What is refused
@@ -248,44 +248,49 @@ REFUSED: list[tuple[State, type[Exception], str]] = [
 async def test_what_is_refused_leaves_nothing_behind(request_: State, kind: type[Exception], match: str) -> None:
     async with runner_of(RunnableLambda(lambda _: "ok")) as runner:
         with pytest.raises(kind, match=match):
-            start(runner, **request_)
-        assert (runner.live, runner.list("ann")) == (0, [])
+            await start(runner, **request_)
+        assert (runner.live, await runner.rows("ann")) == (0, [])
 
 
 async def test_a_repeated_start_attaches_to_the_first() -> None:
-    async with runner_of(RunnableLambda(lambda _: "ok"), retention_s=0.01) as runner:
+    async with runner_of(RunnableLambda(lambda _: "ok")) as runner:
         agent, request = runner.agent("one"), RunRequest(input="hi")
 
-        def again(user: str = "ann", key: str = "k") -> Run:
-            return runner.start(agent, request, user=user, streams=False, idempotency_key=key)
+        async def again(user: str = "ann", key: str = "k") -> Run:
+            return await runner.start(agent, request, user=user, streams=False, idempotency_key=key)
 
-        first = again()
-        assert again() is first
-        assert again(user="bob") is not first
-        assert again(key="other") is not first
+        first = await again()
+        assert await again() is first
+        assert await again(user="bob") is not first
+        assert await again(key="other") is not first
         await ended(first)
-        assert again() is first
+        assert await again() is first
 
 
 async def test_an_idempotency_key_is_forgotten_with_the_runs_log(until: Until) -> None:
-    async with runner_of(RunnableLambda(lambda _: "ok"), retention_s=0.01) as runner:
+    async with runner_of(RunnableLambda(lambda _: "ok"), timing=Timing(retention_s=0.01)) as runner:
         agent, request = runner.agent("one"), RunRequest(input="hi")
-        first = runner.start(agent, request, user="ann", streams=False, idempotency_key="k")
+        first = await runner.start(agent, request, user="ann", streams=False, idempotency_key="k")
         await first.done.wait()
-        second = first
+        await until(is_past(first))
+        assert await runner.start(agent, request, user="ann", streams=False, idempotency_key="k") is not first
 
-        def anew() -> bool:
-            nonlocal second
-            second = runner.start(agent, request, user="ann", streams=False, idempotency_key="k")
-            return second is not first
 
-        await until(anew)
+def is_past(run: Run) -> Callable[[], bool]:
+    def past() -> bool:
+        try:
+            run.result()
+        except RunExpired:
+            return True
+        return False
+
+    return past
 
 
 async def test_a_clients_metadata_cannot_pass_for_langgraphs_own() -> None:
     spoof = {"langgraph_checkpoint_ns": 5, "langgraph_node": {"a": 1}, "ls_provider": "openai", "mine": 1}
     async with runner_of(model(*words("It rains"))) as runner:
-        run = start(runner, metadata=spoof)
+        run = await start(runner, metadata=spoof)
         events = await ended(run)
         assert run.status == "completed"
         assert all(event.node is None and event.namespace == () for event in events)
@@ -299,7 +304,7 @@ async def test_an_agent_that_raises_ends_as_failed_and_its_words_stay_in_the_log
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with runner_of(graph(asks(model(*words("It ra"), ValueError("secret"))))) as runner:
-        run = start(runner)
+        run = await start(runner)
         with caplog.at_level(logging.ERROR, "millrace.runs"):
             events = await ended(run)
         assert await outcome(run) == ("failed", "agent_error")
@@ -319,7 +324,7 @@ async def test_a_provider_that_cannot_be_reached_is_told_as_such_after_an_answer
         return {"messages": [await second.ainvoke(state["messages"])]}
 
     async with runner_of(graph(twice)) as runner:
-        run = start(runner)
+        run = await start(runner)
         assert await outcome(run) == ("failed", "provider_error")
         assert run.failure is not None
         assert "cannot be reached" in run.failure.message
@@ -327,7 +332,7 @@ async def test_a_provider_that_cannot_be_reached_is_told_as_such_after_an_answer
 
 async def test_a_provider_that_breaks_off_is_told_as_such() -> None:
     async with runner_of(model(*words("It ra"), httpx.ConnectError("secret"))) as runner:
-        assert await outcome(start(runner)) == ("failed", "provider_dropped")
+        assert await outcome(await start(runner)) == ("failed", "provider_dropped")
 
 
 async def test_a_wait_that_a_provider_wishes_for_ever_does_not_keep_the_run_from_ending() -> None:
@@ -336,7 +341,7 @@ async def test_a_wait_that_a_provider_wishes_for_ever_does_not_keep_the_run_from
         response = httpx.Response(429, headers={"retry-after": "inf"})
 
     async with runner_of(model(Limited())) as runner:
-        assert await outcome(start(runner)) == ("failed", "provider_rate_limited")
+        assert await outcome(await start(runner)) == ("failed", "provider_rate_limited")
 
 
 async def test_a_graph_that_cancels_itself_has_failed() -> None:
@@ -344,7 +349,7 @@ async def test_a_graph_that_cancels_itself_has_failed() -> None:
         raise asyncio.CancelledError("mine")
 
     async with runner_of(RunnableLambda(cancels)) as runner:
-        assert await outcome(start(runner)) == ("failed", "agent_error")
+        assert await outcome(await start(runner)) == ("failed", "agent_error")
 
 
 async def test_a_timeout_of_the_graphs_own_is_a_failure_like_any_other() -> None:
@@ -352,7 +357,7 @@ async def test_a_timeout_of_the_graphs_own_is_a_failure_like_any_other() -> None
         raise TimeoutError
 
     async with runner_of(RunnableLambda(waits)) as runner:
-        assert (await outcome(start(runner)))[0] == "failed"
+        assert (await outcome(await start(runner)))[0] == "failed"
 
 
 class Rude:
@@ -364,7 +369,7 @@ class Rude:
 @pytest.mark.parametrize("output", [10**5000, Rude(), {"\ud800": "\udfff"}, float("nan"), [[[]]] * 3], ids=type)
 async def test_an_output_that_cannot_be_shown_does_not_keep_the_run_from_ending(output: Any) -> None:
     async with runner_of(RunnableLambda(lambda _: output)) as runner:
-        run = start(runner)
+        run = await start(runner)
         assert await outcome(run) == ("completed", None)
         json.dumps(run.result(), allow_nan=False).encode()
 
@@ -373,7 +378,8 @@ async def test_a_tap_is_closed_whatever_ends_the_run() -> None:
     async with runner_of(RunnableLambda(lambda value: 1 / 0 if value == "fail" else "ok")) as runner:
         for value in ("ok", "fail"):
             tap = Tap()
-            runner.start(runner.agent("one"), RunRequest(input=value), user="ann", streams=True, tap=tap)
+            brought = Brought(tap=tap)
+            await runner.start(runner.agent("one"), RunRequest(input=value), user="ann", streams=True, brought=brought)
             async with asyncio.timeout(20):
                 raws = [raw async for raw in tap]
             assert raws[0]["event"] == "on_chain_start"
@@ -385,7 +391,7 @@ async def test_a_tap_is_closed_whatever_ends_the_run() -> None:
 async def test_a_cancel_ends_the_run_and_keeps_what_was_said() -> None:
     gate = Gate()
     async with runner_of(graph(asks(model(*words("It ", "ra"), gate, *words("ins"))))) as runner:
-        run = start(runner)
+        run = await start(runner)
         await gate.reached.wait()
         run.scope.end(REQUESTED)
         assert await outcome(run) == ("cancelled", "requested")
@@ -396,7 +402,7 @@ async def test_a_cancel_ends_the_run_and_keeps_what_was_said() -> None:
 
 async def test_a_run_cancelled_before_its_first_step_has_an_end() -> None:
     async with runner_of(RunnableLambda(lambda _: "ok")) as runner:
-        run = start(runner)
+        run = await start(runner)
         run.scope.end(REQUESTED)
         assert [event.type for event in await ended(run)] == ["run.started", "run.finished"]
         assert run.status == "cancelled"
@@ -405,7 +411,7 @@ async def test_a_run_cancelled_before_its_first_step_has_an_end() -> None:
 async def test_a_run_over_its_deadline_is_timed_out() -> None:
     gate = Gate()
     async with runner_of(RunnableLambda(gate)) as runner:
-        run = start(runner, timeout_s=0.01)
+        run = await start(runner, timeout_s=0.01)
         events = await ended(run)
         assert await outcome(run) == ("timed_out", "run_timeout")
         assert [event.code for event in events if isinstance(event, Error)] == ["run_timeout"]
@@ -413,12 +419,12 @@ async def test_a_run_over_its_deadline_is_timed_out() -> None:
 
 async def test_a_run_over_its_deadline_before_its_first_step_is_timed_out() -> None:
     async with runner_of(RunnableLambda(lambda _: "ok")) as runner:
-        assert await outcome(start(runner, timeout_s=1e-9)) == ("timed_out", "run_timeout")
+        assert await outcome(await start(runner, timeout_s=1e-9)) == ("timed_out", "run_timeout")
 
 
 async def test_the_servers_deadline_holds_where_the_request_names_none() -> None:
-    async with runner_of(RunnableLambda(Gate()), run_timeout_s=0.01) as runner:
-        assert await outcome(start(runner)) == ("timed_out", "run_timeout")
+    async with runner_of(RunnableLambda(Gate()), timing=Timing(run_timeout_s=0.01)) as runner:
+        assert await outcome(await start(runner)) == ("timed_out", "run_timeout")
 
 
 @pytest.mark.parametrize("timeout_s", [0.01, None], ids=["deadline", "cancel"])
@@ -435,7 +441,7 @@ async def test_an_ending_that_the_graph_swallows_is_repeated(timeout_s: float | 
                 heard.set()
 
     async with runner_of(RunnableLambda(stubborn)) as runner:
-        run = start(runner, timeout_s=timeout_s)
+        run = await start(runner, timeout_s=timeout_s)
         await asyncio.sleep(0)
         if timeout_s is None:
             run.scope.end(REQUESTED)
@@ -458,7 +464,7 @@ async def test_whatever_a_graph_makes_of_a_cancel_the_ending_is_the_one_that_was
         return answer
 
     async with runner_of(RunnableLambda(converts)) as runner:
-        run = start(runner, timeout_s=timeout_s)
+        run = await start(runner, timeout_s=timeout_s)
         if timeout_s is None:
             await gate.reached.wait()
             run.scope.end(REQUESTED)
@@ -469,8 +475,8 @@ async def test_the_last_reader_takes_a_streamed_run_with_it_and_no_other() -> No
     gate = Gate()
     async with runner_of(RunnableLambda(gate)) as runner:
         agent, request = runner.agent("one"), RunRequest(input="hi")
-        streamed = runner.start(agent, request, user="ann", streams=True)
-        in_background = runner.start(agent, request, user="ann", streams=False)
+        streamed = await runner.start(agent, request, user="ann", streams=True)
+        in_background = await runner.start(agent, request, user="ann", streams=False)
         for run in (streamed, in_background):
             run.scope.attach().close()
         assert await outcome(streamed) == ("cancelled", "disconnected")
@@ -480,10 +486,10 @@ async def test_the_last_reader_takes_a_streamed_run_with_it_and_no_other() -> No
 
 async def test_a_request_says_for_itself_what_leaving_means() -> None:
     gate = Gate()
-    async with runner_of(RunnableLambda(gate), disconnect_grace_s=3600) as runner:
-        stays = start(runner, on_disconnect="continue")
-        goes = start(runner, on_disconnect="cancel", disconnect_grace_s=0)
-        waits = start(runner)
+    async with runner_of(RunnableLambda(gate), timing=Timing(disconnect_grace_s=3600)) as runner:
+        stays = await start(runner, on_disconnect="continue")
+        goes = await start(runner, on_disconnect="cancel", disconnect_grace_s=0)
+        waits = await start(runner)
         for run in (stays, goes, waits):
             run.scope.attach().close()
         assert await outcome(goes) == ("cancelled", "disconnected")
@@ -509,7 +515,7 @@ async def test_a_synchronous_node_that_streams_stops_at_its_next_chunk() -> None
         return {"messages": [slow.invoke(state["messages"])]}
 
     async with runner_of(graph(node)) as runner:
-        run = start(runner)
+        run = await start(runner)
         await asyncio.to_thread(reached.wait, 20)
         run.scope.end(REQUESTED)
         go_on.set()
@@ -535,13 +541,13 @@ async def test_an_agent_that_puts_out_more_than_may_be_dropped_fails_and_ends() 
     built.add_edge("ask", "tools")
     for size in (2_000, 5_000, 10_000, 15_000):
         async with runner_of(built.compile(), run_max_bytes=size) as runner:
-            run = start(runner)
+            run = await start(runner)
             assert await outcome(run) == ("failed", "log_full")
 
 
 async def test_tokens_beyond_the_bound_are_a_gap_and_the_result_is_whole() -> None:
     async with runner_of(model(*words(*(f"{n} " for n in range(500)))), run_max_bytes=20_000) as runner:
-        run = start(runner)
+        run = await start(runner)
         await run.done.wait()
         events = await ended(run)
         assert any(isinstance(event, Gap) for event in events)
@@ -550,28 +556,24 @@ async def test_tokens_beyond_the_bound_are_a_gap_and_the_result_is_whole() -> No
 
 
 async def test_a_finished_run_is_readable_for_a_while_and_its_row_for_longer(until: Until) -> None:
-    async with runner_of(RunnableLambda(lambda _: "ok"), retention_s=0.01) as runner:
-        run = start(runner)
+    async with runner_of(RunnableLambda(lambda _: "ok"), timing=Timing(retention_s=0.01)) as runner:
+        run = await start(runner)
         await run.done.wait()
         assert run.result()["text"] == "ok"
 
-        def expired() -> bool:
-            try:
-                run.result()
-            except RunExpired:
-                return True
-            return False
-
-        await until(expired)
-        assert runner.get(run.run_id, "ann").row()["status"] == "completed"
+        await until(is_past(run))
+        past = await runner.get(run.run_id, "ann")
+        assert past.row()["status"] == "completed"
+        with pytest.raises(RunExpired):
+            past.subscribe(0)
 
 
 async def test_nothing_but_its_row_is_left_of_an_expired_run(until: Until) -> None:
     class Big:
         pass
 
-    async with runner_of(RunnableLambda(lambda _: {"big": Big()}), retention_s=0.01) as runner:
-        run = start(runner)
+    async with runner_of(RunnableLambda(lambda _: {"big": Big()}), timing=Timing(retention_s=0.01)) as runner:
+        run = await start(runner)
         await run.done.wait()
         seen = weakref.ref(run.output()["big"])
 
@@ -588,14 +590,14 @@ async def test_nothing_but_its_row_is_left_of_an_expired_run(until: Until) -> No
 async def test_a_stop_ends_every_run_and_lets_none_in() -> None:
     gate = Gate()
     async with runner_of(RunnableLambda(gate)) as runner:
-        runs = [start(runner) for _ in range(3)]
+        runs = [await start(runner) for _ in range(3)]
         async with asyncio.timeout(20):
             await runner.close()
         assert [run.status for run in runs] == ["cancelled"] * 3
         assert await outcome(runs[0]) == ("cancelled", "shutdown")
-        assert runner.open is False
+        assert not runner.open_for_runs
         with pytest.raises(Unavailable):
-            start(runner)
+            await start(runner)
         await runner.close()
 
 
@@ -606,7 +608,7 @@ async def test_many_runs_leave_no_task_behind() -> None:
 
     async with runner_of(RunnableGenerator(chunks)) as runner:
         before = len(asyncio.all_tasks())
-        runs = [start(runner) for _ in range(50)]
+        runs = [await start(runner) for _ in range(50)]
         for index, run in enumerate(runs):
             if index % 3 == 0:
                 run.scope.end(REQUESTED)

@@ -1,11 +1,13 @@
-"""A reader of raw events: bounded, never waited for, broken off rather than thinned."""
+"""A reader of raw events: bounded, never waited for, ended rather than thinned."""
 
 import asyncio
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage
+from langchain_core.tracers.log_stream import RunLogPatch
 
-from app.runs.tap import MAX_PENDING, Tap, TapOverflow
+from app.runs.tap import MAX_PENDING, Tap, TapOverflow, weigh
 
 
 def raw(number: int) -> dict[str, Any]:
@@ -72,7 +74,7 @@ async def test_up_to_the_bound_nothing_is_lost() -> None:
 
 
 @pytest.mark.parametrize("closed", [False, True])
-async def test_past_the_bound_the_reader_is_broken_off_and_shown_no_part(closed: bool) -> None:
+async def test_past_the_bound_the_reader_is_told_so_and_shown_no_part(closed: bool) -> None:
     tap = Tap(bound=3)
     for number in range(4):
         tap.put(raw(number))
@@ -80,12 +82,60 @@ async def test_past_the_bound_the_reader_is_broken_off_and_shown_no_part(closed:
     if closed:
         tap.close()
     for _ in range(2):
-        with pytest.raises(TapOverflow):
+        with pytest.raises(TapOverflow) as told:
             await numbers(tap)
+        assert told.value.reason == "reader_too_slow"
 
 
-async def test_what_a_broken_reader_held_is_let_go() -> None:
+async def test_what_a_reader_past_its_bound_held_is_let_go() -> None:
     tap = Tap(bound=3)
     for number in range(10):
         tap.put(raw(number))
     assert not tap._pending
+
+
+def big(number: int, size: int) -> dict[str, Any]:
+    return {"event": "on_tool_end", "number": number, "data": {"output": {"messages": [AIMessage("x" * size)]}}}
+
+
+async def test_a_reader_is_past_its_bound_in_bytes_too_and_leaves_once() -> None:
+    left: list[int] = []
+    tap = Tap(max_bytes=100_000, on_overflow=lambda: left.append(1))
+    for number in range(20):
+        tap.put(big(number, 10_000))
+    assert left == [1]
+    assert not tap._pending
+    with pytest.raises(TapOverflow):
+        await numbers(tap)
+
+
+async def test_a_reader_that_keeps_up_may_be_given_anything() -> None:
+    tap = Tap(max_bytes=100_000)
+    for number in range(20):
+        tap.put(big(number, 1_000_000))
+        assert (await anext(tap))["number"] == number
+        tap.put(big(-1, 40_000))
+        tap.put(big(-2, 40_000))
+        assert [(await anext(tap))["number"] for _ in range(2)] == [-1, -2]
+    assert tap._bytes == 0
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "x" * 5000,
+        b"x" * 5000,
+        {"data": {"chunk": ["x" * 5000]}},
+        AIMessage([{"type": "text", "text": "x" * 5000}]),
+        AIMessage("", tool_calls=[{"name": "t", "args": {"deep": {"er": ("x" * 5000,)}}, "id": "1"}]),
+        RunLogPatch({"op": "add", "path": "/", "value": "x" * 5000}),
+    ],
+)
+def test_texts_are_found_wherever_they_are(item: Any) -> None:
+    assert 5000 < weigh(item, 10**9) < 9000
+
+
+def test_what_contains_itself_has_a_weight_all_the_same() -> None:
+    item: dict[str, Any] = {"text": "x"}
+    item["self"] = [item]
+    assert weigh(item, 10_000) > 10_000

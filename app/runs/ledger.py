@@ -1,0 +1,261 @@
+"""What outlives the process: the rows of runs, who owns which thread, paused runs, and the threads' checkpoints.
+
+One SQLite file, or memory where nothing is to be kept. Rows are written behind: ``put`` never waits, a newer row
+of a run replaces one that is not written yet, and a disk that is slow or full costs a line in the log, never a run.
+What a promise hangs on (a thread's owner, a paused run) is awaited.
+
+A file belongs to one server at a time, by a lock that the system drops with the process: at start-up every run that
+the file calls unfinished is therefore lost, and is marked so.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiosqlite
+import orjson
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+logger = logging.getLogger("millrace.ledger")
+
+MEMORY = ":memory:"
+
+MAX_UNWRITTEN = 10_000
+"""Rows that wait for a disk which fails; beyond them the oldest is forgotten."""
+
+ROW_RETENTION_S = 30 * 86_400
+"""How long the row of a finished run is kept."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+    run_id TEXT PRIMARY KEY, user TEXT NOT NULL, created_at REAL NOT NULL, finished_at REAL, row TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS runs_of_user ON runs (user, created_at);
+CREATE TABLE IF NOT EXISTS threads (
+    thread_id TEXT PRIMARY KEY, user TEXT NOT NULL, agent TEXT NOT NULL,
+    created_at REAL NOT NULL, updated_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS paused (run_id TEXT PRIMARY KEY, data BLOB NOT NULL);
+"""
+
+Row = Mapping[str, Any]
+"""One row of ``GET /runs``, as JSON has it."""
+
+
+class LedgerInUse(Exception):
+    """Another server works with this file."""
+
+
+class ThreadRow(NamedTuple):
+    """Who may speak on a thread, and with which agent. Times are in seconds since the epoch."""
+
+    thread_id: str
+    user: str
+    agent: str
+    created_at: float
+    updated_at: float
+
+
+class Ledger:
+    """``path``: the file, or ``":memory:"``. Before ``open`` it only remembers what is put.
+
+    ``demanded``: the file was asked for by name. Otherwise a server that cannot have it, because another one has or
+    because the folder is read-only, says so and keeps everything in memory.
+    """
+
+    def __init__(self, path: str = MEMORY, *, demanded: bool = True) -> None:
+        self.path = path
+        self._demanded = demanded
+        self._lock = contextlib.ExitStack()
+        self._db: aiosqlite.Connection | None = None
+        self._saver: AsyncSqliteSaver | None = None
+        self._unwritten: dict[str, Row] = {}
+        self._changed = asyncio.Event()
+        self._writer: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Open the file, mark the runs that a stopped process left unfinished.
+
+        Raises ``LedgerInUse`` and ``OSError`` (``sqlite3.Error`` for a file that is no database) if it was demanded.
+        """
+        try:
+            await self._open_file()
+        except (LedgerInUse, OSError, aiosqlite.Error) as error:
+            await self.close()
+            if self._demanded:
+                raise
+            logger.warning(
+                "threads and rows of runs are kept in memory only: %s. Give this server a file of its own: "
+                "MILLRACE_DATABASE_URL=sqlite:///other.db",
+                error,
+            )
+            self.path = MEMORY
+            await self._open_file()
+        self._writer = asyncio.create_task(self._write_behind(), name="ledger")
+
+    async def _open_file(self) -> None:
+        if self.path != MEMORY:
+            self._lock.enter_context(_locked(Path(f"{self.path}.lock")))
+        self._db = await _connect(self.path)
+        await self._db.executescript(_SCHEMA)
+        self._saver = AsyncSqliteSaver(await _connect(self.path))
+        await self._saver.setup()
+        await self._mark_lost(time.time())
+
+    async def close(self) -> None:
+        """Write what is not written yet, and let go of the file."""
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.gather(self._writer, return_exceptions=True)
+            self._writer = None
+            await self._write()
+        if self._saver is not None:
+            await self._saver.conn.close()
+            self._saver = None
+        if self._db is not None:
+            await self._db.close()
+            self._db = None
+        self._lock.close()
+
+    @property
+    def saver(self) -> BaseCheckpointSaver[str]:
+        """Where LangGraph keeps its checkpoints."""
+        assert self._saver is not None, "the ledger is not open"
+        return self._saver
+
+    def put(self, row: Row) -> None:
+        """Keep this row of a run, soon."""
+        run_id = row["run_id"]
+        self._unwritten.pop(run_id, None)  # so that the newest row is the last one
+        self._unwritten[run_id] = row
+        if len(self._unwritten) > MAX_UNWRITTEN:
+            del self._unwritten[next(iter(self._unwritten))]
+        self._changed.set()
+
+    async def row(self, run_id: str) -> Row | None:
+        """The row of a run."""
+        if run_id in self._unwritten:
+            return self._unwritten[run_id]
+        if self._db is None:
+            return None
+        async with self._open.execute("SELECT row FROM runs WHERE run_id = ?", (run_id,)) as cursor:
+            found = await cursor.fetchone()
+        return None if found is None else orjson.loads(found[0])
+
+    async def rows(self, user: str, limit: int) -> Sequence[Row]:
+        """The user's rows, newest first."""
+        if self._db is None:
+            return [row for row in reversed(self._unwritten.values()) if row["user"] == user]
+        await self._write()
+        query = "SELECT row FROM runs WHERE user = ? ORDER BY created_at DESC LIMIT ?"
+        async with self._open.execute(query, (user, limit)) as cursor:
+            return [orjson.loads(found[0]) async for found in cursor]
+
+    async def thread(self, thread_id: str) -> ThreadRow | None:
+        """Whose thread it is; ``None`` when nobody has spoken on it."""
+        query = "SELECT thread_id, user, agent, created_at, updated_at FROM threads WHERE thread_id = ?"
+        async with self._open.execute(query, (thread_id,)) as cursor:
+            found = await cursor.fetchone()
+        return None if found is None else ThreadRow(*found)
+
+    async def claim(self, thread_id: str, user: str, agent: str) -> ThreadRow:
+        """The thread's row; it is this user's and this agent's when it is new. The first claim counts."""
+        now = time.time()
+        await self._open.execute(
+            "INSERT OR IGNORE INTO threads VALUES (?, ?, ?, ?, ?)", (thread_id, user, agent, now, now)
+        )
+        await self._open.commit()
+        row = await self.thread(thread_id)
+        assert row is not None
+        return row
+
+    async def touch(self, thread_id: str) -> None:
+        """A run on the thread has ended."""
+        await self._open.execute("UPDATE threads SET updated_at = ? WHERE thread_id = ?", (time.time(), thread_id))
+        await self._open.commit()
+
+    async def hold(self, run_id: str, data: bytes) -> None:
+        """Keep a paused run."""
+        await self._open.execute("INSERT OR REPLACE INTO paused VALUES (?, ?)", (run_id, data))
+        await self._open.commit()
+
+    async def release(self, run_id: str) -> None:
+        """The run is paused no more."""
+        await self._open.execute("DELETE FROM paused WHERE run_id = ?", (run_id,))
+        await self._open.commit()
+
+    async def held(self) -> list[bytes]:
+        """The paused runs."""
+        async with self._open.execute("SELECT data FROM paused") as cursor:
+            return [data async for (data,) in cursor]
+
+    @property
+    def _open(self) -> aiosqlite.Connection:
+        assert self._db is not None, "the ledger is not open"
+        return self._db
+
+    async def _mark_lost(self, now: float) -> None:
+        # In SQL, so that a million old rows are not read: their JSON is changed where it lies.
+        await self._open.execute(
+            "UPDATE runs SET finished_at = ?1, row = json_set(row, '$.status', 'failed', '$.reason', 'server_lost', "
+            "'$.finished_at', ?1, '$.last_event_id', NULL) WHERE finished_at IS NULL AND run_id NOT IN "
+            "(SELECT run_id FROM paused)",
+            (now,),
+        )
+        await self._open.execute("DELETE FROM runs WHERE finished_at < ?", (now - ROW_RETENTION_S,))
+        await self._open.commit()
+
+    async def _write_behind(self) -> None:
+        while True:
+            await self._changed.wait()
+            await self._write()
+
+    async def _write(self) -> None:
+        self._changed.clear()
+        rows = list(self._unwritten.values())
+        if not rows:
+            return
+        values = [
+            (row["run_id"], row["user"], row["created_at"], row["finished_at"], orjson.dumps(row).decode())
+            for row in rows
+        ]
+        try:
+            await self._open.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", values)
+            await self._open.commit()
+        except aiosqlite.Error:
+            logger.exception("rows of runs cannot be written to %s", self.path)
+            with contextlib.suppress(aiosqlite.Error):
+                await self._open.rollback()  # else the failed transaction keeps everybody else out
+            return
+        for row in rows:
+            if self._unwritten.get(row["run_id"]) is row:
+                del self._unwritten[row["run_id"]]
+
+
+async def _connect(path: str) -> aiosqlite.Connection:
+    connection = await aiosqlite.connect(path)
+    # A commit need not reach the disk at once: a crash of the machine may cost the last rows, never the file.
+    try:
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000"):
+            await connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        await connection.close()  # its thread would outlive everything
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LedgerInUse(f"{path.with_suffix('')} is in use by another server") from None
+        yield

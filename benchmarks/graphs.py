@@ -1,0 +1,80 @@
+"""The graphs that the benchmarks serve, by Millrace and by its peer alike: such as users write, on a plain ChatOpenAI.
+
+Each is a factory without arguments, so that ``millrace serve NAME=graphs:NAME`` takes it. The provider is the one that
+the environment names; ``live``, which only makes load, talks to ``LOAD_BASE_URL``, so that what the provider's own
+loop owes to the load is no part of what is measured.
+"""
+
+import os
+from typing import Any
+
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+from pydantic import SecretStr
+
+from chains.chat import build_chat
+
+State = dict[str, Any]
+
+
+def chat() -> Runnable[Any, Any]:
+    """A prompt and a model: the built-in agent of that name, with a plain model."""
+    return build_chat(_model())
+
+
+def live() -> Runnable[Any, Any]:
+    """One model node, for the load."""
+    return _answering(_model(os.environ["LOAD_BASE_URL"]))
+
+
+def nested() -> Runnable[Any, Any]:
+    """A model in a subgraph's node."""
+    graph = StateGraph(MessagesState)
+    graph.add_node("inner", _answering(_model()))
+    graph.add_edge(START, "inner")
+    return graph.compile()
+
+
+def consulting() -> Runnable[Any, Any]:
+    """A tool that asks a model what the user asked; the call comes from no model, so that one request tells all."""
+    model = _model()
+
+    @tool
+    async def consult(question: str, config: RunnableConfig) -> str:
+        """Ask a model."""
+        return (await model.ainvoke(question, config)).text
+
+    async def ask(state: MessagesState) -> State:
+        call = {"name": "consult", "args": {"question": state["messages"][-1].text}, "id": "c1", "type": "tool_call"}
+        return {"messages": [AIMessage("", tool_calls=[call])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("ask", ask)
+    graph.add_node("tools", ToolNode([consult]))
+    graph.add_edge(START, "ask")
+    graph.add_edge("ask", "tools")
+    return graph.compile()
+
+
+def _answering(model: ChatOpenAI) -> Runnable[Any, Any]:
+    async def answer(state: MessagesState) -> State:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("answer", answer)
+    graph.add_edge(START, "answer")
+    return graph.compile()
+
+
+def _model(base_url: str | None = None) -> ChatOpenAI:
+    return ChatOpenAI(
+        base_url=base_url or os.environ["OPENAI_BASE_URL"],
+        api_key=SecretStr("none"),
+        model="simulated",
+        stream_usage=True,
+        max_retries=0,
+    )
