@@ -21,6 +21,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from openai import DefaultAsyncHttpxClient
+from starlette.middleware.cors import CORSMiddleware
 
 from app.routes import errors
 from app.routes.access import LoopbackOnly
@@ -38,6 +39,7 @@ from app.settings import SIMULATED, Settings
 from app.simulator.server import Simulator
 from app.targets import Target, load_config, load_target
 from app.transports.body import BodyLimit
+from app.transports.wire import Wire
 from chains.models import build_model, prefills
 from chains.registry import BUILTINS
 from tools.calculator import build_calculator
@@ -90,6 +92,15 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
     app.state.simulator = simulator
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(LoopbackOnly, origins=settings.cors_origins)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Content-Type", "Last-Event-ID", "Idempotency-Key", "Authorization", "X-API-Key"),
+            expose_headers=("X-Run-Id", "Content-Location", "Retry-After"),
+        )
+    app.add_middleware(Wire, send_timeout_s=settings.send_timeout_s)  # the last is the outermost
     errors.install(app)
     app.include_router(health_routes(lambda: runner.open_for_runs))
     app.include_router(agent_routes(runner, heartbeat_s=settings.heartbeat_s))

@@ -43,7 +43,10 @@ HESITATION_S = {"idle": (0.002, 0.03), "live": (0.0, 0.3)}
 """How long a client waits before it cancels: by chance, longer than a turn of the server's loop."""
 
 TOKENS_PER_SECOND = {"idle": 100, "live": 10}
-GIVEN_UP_S = {"idle": 3.0, "live": 30.0}
+CELL_S = 60.0
+"""So long at the most for each way in each phase; where it was not enough, the table tells how many it was."""
+
+GIVEN_UP_S = {"idle": 3.0, "live": 20.0}
 GIVEN_UP_AFTER = 2
 """So many cancels that did not reach the provider in that time: the way does not work there."""
 
@@ -76,6 +79,7 @@ KNOWN: dict[str, tuple[Way, ...]] = {"Millrace": WAYS, "LangServe": ("FIN", "RST
 class Cell:
     """One way in one phase: how long each cancel took, in ms, and how many never arrived."""
 
+    wanted: int
     taken: list[float] = field(default_factory=list)
     never: int = 0
 
@@ -87,7 +91,8 @@ class Cell:
     def __str__(self) -> str:
         if self.never:
             return f"never ({self.never} of {self.never + len(self.taken)})"
-        return " / ".join(f"{harness.percentile(self.taken, one):.1f}" for one in (50, 99, 100))
+        few = f" (of {len(self.taken)})" if len(self.taken) < self.wanted else ""
+        return " / ".join(f"{harness.percentile(self.taken, one):,.1f}" for one in (50, 99, 100)) + few
 
 
 Cells: TypeAlias = dict[tuple[str, Way], Cell]
@@ -120,12 +125,12 @@ class Bench:
 
     def measure(self, phase: Phase, way: Way, count: int, tell: Callable[[], None]) -> Cell:
         """``count`` cancels."""
-        cell, todo = Cell(), itertools.count()
         if phase.agent not in self._shortest:
             self._shortest[phase.agent] = self._learn(phase)
+        cell, todo, until = Cell(count), itertools.count(), time.monotonic() + CELL_S
 
         def work(lane: int) -> None:
-            while next(todo) < count and cell.never < GIVEN_UP_AFTER:
+            while next(todo) < count and cell.never < GIVEN_UP_AFTER and time.monotonic() < until:
                 taken = self._cancel(phase, way, lane)
                 if taken is None:
                     cell.never += 1
@@ -217,7 +222,7 @@ def _until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
 
 def nothing_between(provider: Simulator, count: int, tell: Callable[[], None]) -> Cell:
     """The floor: a client of the provider itself, with no server in between."""
-    cell = Cell()
+    cell = Cell(count)
     address = harness.address(provider.base_url.removesuffix("/v1"))
     message = {"role": "user", "content": "[[tokens=5000]] go"}
     asked = post("/v1/chat/completions", json.dumps({"model": "m", "stream": True, "messages": [message]}).encode())

@@ -71,8 +71,11 @@ class Control(Protocol):
     def max_tokens(self) -> int | None:
         """The most tokens a call may generate; None: as many as the model likes."""
 
-    def take(self, run_id: UUID) -> str | None:
-        """The text, of none or more characters, that the call of that id goes on with; None: it is one of its own."""
+    def take(self, run_id: UUID) -> tuple[str, str] | None:
+        """What the call of that id goes on with: the text, of none or more characters, and the id of the message.
+
+        None: it is a call of its own.
+        """
 
 
 @dataclass(frozen=True)
@@ -187,13 +190,13 @@ def _begun(run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
 class Continuation:
     """An answer that goes on with ``said``: what the provider is sent, and its chunks without what they repeat.
 
-    All chunks carry one id, the call's, since a message has one.
+    All chunks carry one id, under which the reader has the message already.
     """
 
-    def __init__(self, said: str, call_id: UUID, *, prefill: bool) -> None:
+    def __init__(self, said: str, message_id: str, *, prefill: bool) -> None:
         self.said = said
         self._prefill = prefill
-        self._id = f"lc_run--{call_id}"
+        self._id = message_id
         # A model with prefill goes on behind the last word, white space included; some refuse it at the end.
         self._overlap = Overlap(said, least=SURE if prefill else 1)
 
@@ -228,6 +231,7 @@ class Continuation:
         content = _map_text(message.content, self._overlap.feed)
         said = f"{self.said}{self._overlap.close()}"
         message.content = f"{said}{content}" if isinstance(content, str) else [said, *content]
+        message.id = self._id
         return result
 
 
@@ -352,7 +356,7 @@ class Answering(BaseChatModel):
         said = control.take(call.run_id)
         if said is None:
             return messages, kwargs, None
-        continuation = Continuation(said, call.run_id, prefill=self.serving.prefills)
+        continuation = Continuation(*said, prefill=self.serving.prefills)
         return continuation.messages(messages), kwargs, continuation
 
     def _bounded(self, most: int | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,13 @@ def serving(agents: Mapping[str, Runnable[Any, Any]] | None = None, **settings: 
     """The whole product beside a simulated provider that keeps its records for the test."""
     with Simulator(tokens_per_second=200) as simulator:
         kept = {"database_url": "sqlite://"}
-        chosen = {"openai_base_url": simulator.base_url, "model": "openai:simulated", "strict": True, **kept, **settings}
+        chosen = {
+            "openai_base_url": simulator.base_url,
+            "model": "openai:simulated",
+            "strict": True,
+            **kept,
+            **settings,
+        }
         app = create_app(Settings(**chosen), agents)
         with running(app) as url:
             yield Served(url, app, simulator)

@@ -5,6 +5,7 @@
 * ``agents``: what is served, and starting a run.
 * ``runs``: following, fetching and cancelling a run.
 * ``stream``: a run's log as frames, for the streams of both.
+* ``websocket``: starting, following and steering many runs over one socket.
 * ``langserve``: LangServe's own routes, whose every call is a run.
 * ``health``: probes.
 """

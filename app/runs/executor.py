@@ -198,7 +198,8 @@ def _blocks(runnable: Runnable[Any, Any]) -> bool:
         return any(map(_blocks, runnable.steps))
     if isinstance(runnable, RunnableParallel):
         return any(map(_blocks, runnable.steps__.values()))
-    if isinstance(runnable, RunnableLambda) or hasattr(runnable, "afunc"):  # LangGraph's own has one always
-        afunc = getattr(runnable, "afunc", None)
-        return afunc is None or (isinstance(afunc, partial) and afunc.func is run_in_executor)
+    if isinstance(runnable, RunnableLambda) or hasattr(runnable, "afunc"):  # LangGraph's own kind has one, or None
+        func, afunc = getattr(runnable, "func", None), getattr(runnable, "afunc", None)
+        in_thread = isinstance(afunc, partial) and afunc.func is run_in_executor
+        return func is not None and (afunc is None or in_thread)
     return type(runnable).ainvoke is Runnable.ainvoke

@@ -216,13 +216,13 @@ class Run:
         self.going.set()
         self.append(RunResumed(ts=now_ms(), seamless=self.agent.seamless))
 
-    def take(self, run_id: UUID) -> str | None:
-        """A model is called: the text so far, when the call goes on with one that was paused."""
+    def take(self, run_id: UUID) -> tuple[str, str] | None:
+        """A model is called: the text so far and the message's id, when the call goes on with one that was paused."""
         path = ensure_config().get("metadata", {}).get("langgraph_checkpoint_ns") or ""
         adopted = self._translator.adopt(str(run_id), path)
         if adopted is not None:
             self.meter.skip(run_id)
-        return adopted[0] if adopted is not None else None
+        return adopted
 
     def said(self) -> list[AIMessage]:
         """What the reader was shown of the root's answers that the graph does not know of."""

@@ -188,9 +188,14 @@ class Translator:
 
     @property
     def pausable(self) -> bool:
-        """Whether a call can be broken off here and made anew: a model speaks, and no tool call is open."""
+        """Whether a call can be broken off here and made anew: a model speaks, and no tool call is open.
+
+        A call that is over already, though its events are still on their way here, cannot: what comes after it may
+        have begun.
+        """
         writing = (message for message in self._models.values() if message is not None)
-        return bool(self._calling) and not self._tools and not any(message.calls for message in writing)
+        idle = self._tools or any(message.calls for message in writing)
+        return bool(self._calling) and not idle and self._meter.speaks(self._calling)
 
     def hold(self) -> list["Held"]:
         """The calls have been broken off; their messages stay open until they are made anew, or the run ends."""
@@ -353,7 +358,7 @@ class Translator:
         if self.at_pause:
             return ""
         end = paragraph_end(message.text, text)
-        if end is None:
+        if end is None or not self.pausable:
             return text
         self.at_pause = True
         message.half = ""
@@ -547,6 +552,16 @@ class Translator:
             del self._models[raw["run_id"]]
         elif not self._spoke and isinstance(output, str | AIMessage):
             yield from self._whole(AIMessage(output) if isinstance(output, str) else output, raw, ts)
+        for held in self._held:  # its call came to its end in the very moment of the pause, and was not made anew
+            yield from self._rest(held, output, ts)
+        self._held.clear()
+
+    def _rest(self, held: _Message, output: Any, ts: int) -> Iterator[Event]:
+        said = "".join(held.text)
+        for message in _messages(output):
+            if message.id == held.message_id and message.text.startswith(said):
+                yield from self._token(held, message.text[len(said) :], ts)
+        yield self._finished(held, ts)
 
     def _custom(self, raw: Raw, ts: int) -> Iterator[Event]:
         node, namespace = self._place(raw)

@@ -11,6 +11,7 @@ record is written by one thread at a time, and the dictionary operations used ar
 
 import asyncio
 import time
+from collections.abc import Set
 from typing import Any
 from uuid import UUID
 
@@ -25,7 +26,7 @@ from app.runs.scope import Scope
 from app.runs.watchdog import Watchdog
 
 RETRY = "provider.retry"
-"""The custom event by which a model says that the provider has refused its call, and that it calls again."""
+"""The custom event by which a model of ours says that it calls the provider again, after ``wait_ms``."""
 
 CHARS_PER_TOKEN = 4
 """The usual rule of thumb for text of unknown tokenisation."""
@@ -84,6 +85,7 @@ class Meter(BaseCallbackHandler):
         self.failed: list[str] = []
         self._calls: dict[UUID, _Call] = {}
         self._cut: set[UUID] = set()
+        self._speaking: set[str] = set()
 
     def on_chat_model_start(
         self,
@@ -198,7 +200,12 @@ class Meter(BaseCallbackHandler):
     def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
         """A model of ours tries again: the provider lives, and its first token has its time anew."""
         if name == RETRY and self._watchdog is not None:
-            self._watchdog.retried()
+            wait_ms = data.get("wait_ms") if isinstance(data, dict) else None  # a user's event may have this name
+            self._watchdog.retried(wait_ms / 1000 if isinstance(wait_ms, int) else 0)
+
+    def speaks(self, calls: Set[str]) -> bool:
+        """Whether all these calls still go on. The event stream lags behind: what it has not told may be over."""
+        return calls <= self._speaking
 
     def skip(self, run_id: UUID) -> None:
         """The next chunk of this call repeats what was counted when its answer was paused."""
@@ -217,6 +224,7 @@ class Meter(BaseCallbackHandler):
             self._watchdog.clear()
         rest, self._calls = self._calls, {}
         self._cut.update(rest)
+        self._speaking.clear()
         return [self._account(call, ts) for call in rest.values()]
 
     def _stop_if_cut(self, run_id: UUID) -> None:
@@ -227,10 +235,12 @@ class Meter(BaseCallbackHandler):
 
     def _open(self, run_id: UUID, call: _Call) -> None:
         self._calls[run_id] = call
+        self._speaking.add(str(run_id))
         if self._watchdog is not None:
             self._watchdog.opened(run_id)
 
     def _close(self, run_id: UUID) -> _Call | None:
+        self._speaking.discard(str(run_id))
         if self._watchdog is not None:
             self._watchdog.closed(run_id)
         return self._calls.get(run_id)

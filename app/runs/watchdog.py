@@ -59,9 +59,9 @@ class Watchdog:
             silence.begun = True
             self._look_soon()  # the only chunk that may bring the time forward
 
-    def retried(self) -> None:
-        """The provider has refused a call, which is made once more: calls without a chunk have their time anew."""
-        due = time.monotonic() + self._first_token_timeout_s
+    def retried(self, wait_s: float) -> None:
+        """The provider has refused a call, which is made again after ``wait_s``: those without a chunk start anew."""
+        due = time.monotonic() + wait_s + self._first_token_timeout_s
         for silence in list(self._calls.values()):
             if not silence.begun:
                 silence.due = due

@@ -50,7 +50,8 @@ RUNS = "/agents/assistant/runs"
         (b'{"input": "hi", "metadata": []}', 422, "invalid_input"),
         (b'{"input": "hi", "on_disconect": "cancel"}', 422, "invalid_input"),
         (b'{"input": "hi", "max_tokens": -1}', 422, "invalid_input"),
-        (b'{"input": "hi", "pause_after": "paragraph"}', 422, "unsupported_by_agent"),
+        (b'{"input": "hi", "thread_id": "t"}', 422, "unsupported_by_agent"),
+        (b'{"input": "hi", "pause_after": "page"}', 422, "invalid_input"),
         (
             b'{"input": {"messages": [{"lc": 1, "type": "constructor", "id": ["x"], "kwargs": {}}]}}',
             422,

@@ -70,10 +70,12 @@ async def opened(runner: Runner) -> AsyncIterator[Runner]:
 
 
 @asynccontextmanager
-async def connected(runner: Runner, room: int = EVERYTHING) -> AsyncIterator[tuple[Client, "asyncio.Task[None]"]]:
+async def connected(
+    runner: Runner, room: int = EVERYTHING, user: str = USER
+) -> AsyncIterator[tuple[Client, "asyncio.Task[None]"]]:
     client = Client(room)
     await accept(client.websocket)
-    session = Session(Socket(client.websocket), runner, user=USER, max_frame_bytes=64 * 1024)
+    session = Session(Socket(client.websocket), runner, user=user, max_frame_bytes=64 * 1024)
     task = asyncio.create_task(session.serve())
     try:
         yield client, task
@@ -309,3 +311,17 @@ async def test_a_flood_of_nonsense_is_answered_piece_by_piece_and_waits_for_its_
         client.take(1000)
         with anyio.fail_after(10):
             await until(lambda: len(client.texts) == 1000)
+
+
+async def test_another_users_run_does_not_exist(until: Until) -> None:
+    async with (
+        opened(Runner(agents(waits=waiting_agent(Gate())), strict=True)) as runner,
+        connected(runner) as (mine, _),
+        connected(runner, user="eve") as (foreign, _),
+    ):
+        mine.say("start", stream_id="a", agent="waits", input="hi")
+        await until(lambda: len(runs_of(runner)) == 1)
+        foreign.say("attach", stream_id="a", run_id=runs_of(runner)[0].run_id)
+        await until(lambda: ended(foreign, "a"))
+        assert foreign.of("a")[-1]["data"]["code"] == "unknown_run"
+        assert runs_of(runner)[0].scope.readers == 1

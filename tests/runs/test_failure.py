@@ -9,7 +9,7 @@ import pytest
 from langgraph.errors import GraphRecursionError
 
 from app.errors import InvalidInput, Unavailable
-from app.runs.failure import Failure, ProviderDropped, describe
+from app.runs.failure import Failure, ProviderDropped, describe, timed_out
 
 SECRET = "sk-secret /srv/keys"
 REQUEST: Any = httpx.Request("POST", "http://provider.invalid/v1")
@@ -154,3 +154,11 @@ def test_an_answer_without_headers_is_no_obstacle(response: Any) -> None:
             self.response = response
 
     assert seen(Refused()) == Failure("provider_rate_limited", seen(Refused()).message, True, None)
+
+
+@pytest.mark.parametrize("reason", ["run_timeout", "first_token_timeout", "token_timeout"])
+def test_a_run_out_of_time_is_told_which_limit_it_was(reason: str) -> None:
+    failure = timed_out(reason)
+    assert (failure.code, failure.retryable) == (reason, True)
+    assert reason.upper() in failure.message
+    assert failure.message.endswith(".")

@@ -58,7 +58,7 @@ from app.events.event import (
 from app.events.grammar import Grammar
 from app.runs.agent import read_messages
 from app.runs.scope import Scope
-from app.runs.translate import MAX_TOOL_OUTPUT, Translator, tool_error
+from app.runs.translate import MAX_TOOL_OUTPUT, Translator, paragraph_end, tool_error
 from app.runs.usage import Meter
 
 BEGIN = RunStarted(ts=0, run_id="r", agent="a", thread_id=None, model=None, max_tokens=None)
@@ -1341,3 +1341,26 @@ class Unspeakable(Exception):
 )
 def test_a_tools_failure_is_one_line_without_a_path(error: BaseException, words_: str) -> None:
     assert tool_error(error) == words_
+
+
+# Pauses
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "end"),
+    [
+        ("", "One.\n\nTwo.", 6),
+        ("One.", "\n\nTwo.", 2),
+        ("One.\n", "\nTwo.", 1),
+        ("One.", "\nTwo.", None),
+        ("", "\n\nOne.", None),
+        ("\n", "\n", None),
+        ("", "```\na = 1\n\nb = 2", None),
+        ("```\na = 1\n```", "\n\nSo", 2),
+        ("One.", " two", None),
+    ],
+)
+def test_a_paragraph_ends_at_a_blank_line_after_its_first_word_and_outside_of_code(
+    before: str, text: str, end: int | None
+) -> None:
+    assert paragraph_end([before] if before else [], text) == end

@@ -167,6 +167,56 @@ async def test_a_call_that_was_refused_is_not_counted() -> None:
     assert meter.totals == Totals()
 
 
+# Calls that go on with an answer that was paused
+
+
+@pytest.mark.parametrize(
+    ("turn", "provider", "counted"),
+    [
+        (words("It ra", "ins", " cats"), "scripted", (2, True)),
+        ([*words("It ra", "ins"), say("", usage_metadata=usage(5, 1))], "scripted", (1, False)),
+        (words("It rains", ""), "scripted", (0, True)),
+        ([*words("It ra", "ins"), say("", response_metadata={"finish_reason": "stop"})], "openai", (1, True)),
+    ],
+    ids=["estimated", "told", "nothing-more", "openai"],
+)
+async def test_what_a_continued_call_repeats_is_not_counted_again(
+    turn: list[Step], provider: str, counted: tuple[int, bool]
+) -> None:
+    meter, call = new_meter(), uuid4()
+
+    async def goes_on() -> None:
+        meter.skip(call)
+
+    async for _ in model([goes_on, *turn], provider=provider).astream(PROMPT, {"callbacks": [meter], "run_id": call}):
+        pass
+    one = account(meter, str(call))
+    assert (one.output_tokens, one.estimated) == counted
+
+
+async def test_a_continued_call_of_the_openai_wire_needs_a_finish_reason_too() -> None:
+    meter, call = new_meter(), uuid4()
+
+    async def goes_on() -> None:
+        meter.skip(call)
+
+    with pytest.raises(ProviderDropped):
+        async for _ in model([goes_on, *words("It ra")], provider="openai").astream(
+            PROMPT, {"callbacks": [meter], "run_id": call}
+        ):
+            pass
+
+
+async def test_a_call_that_was_cut_by_a_pause_stops_at_its_next_chunk_though_the_run_goes_on() -> None:
+    meter = new_meter()
+    chunks = model(words("a", "b", "c")).astream(PROMPT, {"callbacks": [meter]})
+    await anext(chunks)
+    assert [one.output_tokens for one in meter.take_rest(0)] == [1]
+    with pytest.raises(asyncio.CancelledError):
+        await anext(chunks)
+    assert meter.take_rest(0) == []
+
+
 # The account
 
 
@@ -253,6 +303,8 @@ def test_callbacks_of_calls_it_never_saw_begin_are_no_matter() -> None:
     meter.on_llm_new_token("a", run_id=uuid4())
     meter.on_llm_end(LLMResult(generations=[]), run_id=uuid4())
     meter.on_llm_error(ValueError(), run_id=uuid4())
+    meter.on_stream_event({}, run_id=uuid4())
+    meter.skip(uuid4())
     assert meter.take_rest(0) == []
 
 

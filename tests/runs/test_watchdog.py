@@ -17,6 +17,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult, GenerationChunk
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.tracers._streaming import _StreamingCallbackHandler
 from langgraph.graph import START, MessagesState, StateGraph
+from openai import DefaultAsyncHttpxClient
 from scripted import Scripted, Step, say, words
 
 from app.events.event import Error, RunFinished
@@ -29,6 +30,7 @@ from app.runs.scope import Ending, Scope
 from app.runs.usage import RETRY, Meter
 from app.runs.watchdog import Watchdog
 from app.simulator.server import Simulator
+from chains.models import build_model
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 Speaks = Callable[..., Runnable[Any, Any]]
@@ -353,15 +355,20 @@ async def test_a_call_that_the_graph_has_given_up_is_no_silence_though_no_callba
     await watch.outlasts(0.1)
 
 
-async def test_a_retry_gives_those_without_a_chunk_their_time_anew() -> None:
-    watch = Watch(1)
+@pytest.mark.parametrize(
+    ("before_s", "first_s", "data"), [(0.4, 1, {"attempt": 1}), (0.4, 1, "mine"), (0, 0.3, {"wait_ms": 600})]
+)
+async def test_a_retry_gives_those_without_a_chunk_their_time_anew_from_the_end_of_its_wait(
+    before_s: float, first_s: float, data: Any
+) -> None:
+    watch = Watch(first_s)
 
     async def retries(_: Any) -> None:
-        await asyncio.sleep(0.4)
-        await adispatch_custom_event(RETRY, {"attempt": 1})
+        await asyncio.sleep(before_s)
+        await adispatch_custom_event(RETRY, data)
 
     call = asyncio.ensure_future(invoke(model(hang), watch))
-    outlasting = asyncio.ensure_future(watch.outlasts(1))
+    outlasting = asyncio.ensure_future(watch.outlasts(first_s))
     await RunnableLambda(retries).ainvoke(None, watch.config)
     await outlasting
     assert await watch.ending() == NO_FIRST
@@ -479,6 +486,19 @@ async def test_a_provider_that_stalls_is_left_and_what_came_is_kept_and_counted(
         result = run.result()
         assert result["text"]
         assert result["status"] == "timed_out"
+
+
+@pytest.mark.parametrize("fault", ["first_token_s=60", "stall_after=3"])
+async def test_a_model_that_millrace_builds_is_watched_like_any_other(
+    provider: Simulator, until: Until, fault: str
+) -> None:
+    async with DefaultAsyncHttpxClient() as client:
+        one = build_model("openai:simulated", base_url=provider.base_url, client=client)
+        async with runner_of(graph(asks(one))) as runner:
+            run = await run_of(runner, f"[[{fault}]] hm", first_token_timeout_s=0.3, token_timeout_s=0.3)
+            error, _ = await told(run)
+            assert error.code == ("token_timeout" if "stall" in fault else "first_token_timeout")
+            await closed(provider, until)
 
 
 async def test_a_tool_knows_only_the_runs_deadline() -> None:

@@ -130,6 +130,44 @@ def test_requests_and_connections_can_be_read_by_another_process(http: httpx.Cli
     assert connection["closed"] is None
 
 
+def beginning(http: httpx.Client, said: str, told: str = "", question: str = "count to 9") -> str:
+    """What is answered when the conversation ends with the answer's own beginning."""
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+    body = {"model": f"simulated?{told}", "messages": messages}
+    return str(http.post("/chat/completions", json=body).json()["choices"][0]["message"]["content"])
+
+
+def test_an_answer_goes_on_from_its_own_beginning(http: httpx.Client) -> None:
+    assert all(beginning(http, WHOLE[:cut]) == WHOLE[cut:] for cut in range(1, len(WHOLE) + 1))
+    assert beginning(http, "Well: ") == WHOLE
+    assert beginning(http, "1, 2", "tokens=5") == "The stream turns without"
+    assert beginning(http, "The stream", "tokens=5") == " turns without"
+
+
+def test_the_directives_of_a_question_hold_for_the_rest_of_its_answer_too(http: httpx.Client) -> None:
+    assert beginning(http, "The stream", question="[[tokens=5]]") == " turns without"
+    assert beginning(http, "The stream", question="[[call=2 tokens=5]] count to 9") == WHOLE
+
+
+def test_it_can_repeat_itself_as_models_do_that_go_on_by_request(http: httpx.Client) -> None:
+    assert beginning(http, "1, 2", "overlap=2") == ", 2" + WHOLE[4:]
+    messages = [
+        {"role": "user", "content": "count to 9"},
+        {"role": "assistant", "content": "1, 2"},
+        {"role": "user", "content": "Continue"},
+    ]
+    body = {"model": "simulated?overlap=2", "messages": messages}
+    answer = http.post("/chat/completions", json=body).json()
+    assert answer["choices"][0]["message"]["content"] == ", 2" + WHOLE[4:]
+
+
+def test_the_beginning_is_part_of_the_prompt(http: httpx.Client) -> None:
+    messages = [{"role": "user", "content": "count to 9"}, {"role": "assistant", "content": "1, 2"}]
+    usage = http.post("/chat/completions", json={"model": "simulated", "messages": messages}).json()["usage"]
+    assert usage["prompt_tokens"] == (3 + 3) + (3 + 3)
+    assert usage["completion_tokens"] == 15
+
+
 # -- pace -------------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +267,22 @@ def test_attempts_are_counted_for_each_conversation_and_anew_after_a_success(cli
         False,
         True,
     ]
+
+
+def test_an_error_can_have_a_code_of_its_own(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.RateLimitError) as caught:
+        list(streamed(client, "status=429&code=insufficient_quota"))
+    assert caught.value.code == "insufficient_quota"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_connection_is_closed_instead_of_a_response(http: httpx.Client, simulator: Simulator, stream: bool) -> None:
+    body = {**asked(stream=stream), "model": "simulated?hang_up=1&fail_times=1"}
+    with pytest.raises(httpx.RemoteProtocolError, match="without sending a response"):
+        http.post("/chat/completions", json=body)
+    assert simulator.wait_closed(1)
+    assert (simulator.connections[0].ended, simulator.requests[0].status) == ("server_closed", None)
+    assert http.post("/chat/completions", json=body).status_code == 200
 
 
 def test_an_error_frame_in_mid_stream(client: openai.OpenAI) -> None:

@@ -9,6 +9,7 @@ from app.simulator import faults, wire
 from app.simulator.faults import BAD_JSON, FIELDS, Directives, read, reshape, without_directives
 from app.simulator.request import Message, Refused, parse
 from app.simulator.script import Call, Reply
+from app.simulator.tokens import count
 from app.simulator.wire import Act, Frames, Pause, Reset, Send, Stall, Start, complete
 
 FRAMES = Frames("chatcmpl-1", 7, "simulated", include_usage=False)
@@ -91,7 +92,7 @@ def test_what_is_not_understood_is_refused_in_words(model: str) -> None:
 
 
 def test_every_field_can_be_told() -> None:
-    values = {"bad_json": "empty", "say": "x", "status": "500"}
+    values = {"bad_json": "empty", "say": "x", "status": "500", "code": "x"}
     for field in FIELDS:
         assert told(f"m?{field}={values.get(field, '1')}") != Directives()
 
@@ -139,6 +140,21 @@ def test_the_answer_can_be_dictated() -> None:
     request = parse(b'{"model":"m","messages":[{"role":"user","content":"x"}]}')
     for number in (0, 1, 7, 1000):
         assert complete(reshape(Reply("x"), Directives(tokens=number)), request).tokens == number
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 5, 60, 200, 1000])
+@pytest.mark.parametrize("paragraphs", [0, 1, 2, 3, 7])
+def test_it_can_be_of_so_many_tokens_in_so_many_paragraphs(number: int, paragraphs: int) -> None:
+    text = reshape(Reply("x"), Directives(tokens=number, paragraphs=paragraphs)).text
+    assert count(text) == number
+    parts = text.split("\n\n")
+    assert len(parts) == max(min(paragraphs, (number + 1) // 2), 1)
+    assert all(parts) or not number
+
+
+def test_it_can_be_of_so_many_whole_paragraphs() -> None:
+    parts = reshape(CALLS, Directives(paragraphs=3)).text.split("\n\n")
+    assert [part.count(".") for part in parts] == [4, 4, 4]
 
 
 # -- the wire ---------------------------------------------------------------------------------------------------------

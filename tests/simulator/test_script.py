@@ -1,11 +1,12 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from app.simulator import tokens
 from app.simulator.request import ChatRequest, parse
-from app.simulator.script import Reply, call_number, digest, reply
+from app.simulator.script import Reply, call_number, digest, interrupted, prefilled, reply, resumed
 
 
 def tool(name: str, **properties: Any) -> dict[str, Any]:
@@ -205,6 +206,33 @@ def test_continue_gives_the_rest_of_the_answer_that_was_cut() -> None:
     whole = said(user("count to 9"))
     assert said(user("count to 9"), assistant(whole[:10]), user("continue")) == whole[10:]
     assert "simulated" in said(user("count to 9"), assistant("something else"), user("continue"))
+
+
+def test_the_assistants_words_at_the_end_are_the_beginning_of_the_answer() -> None:
+    asked = request(user("count to 9"))
+    assert prefilled(request(user("count to 9"), assistant("1, 2"))) == (asked, "1, 2")
+    assert prefilled(asked) == (asked, "")
+    first = reply(request(user("2+2?"), tools=TOOLS))
+    assert prefilled(request(user("2+2?"), *turn(first, "4")))[1] == ""
+    assert prefilled(request(user("2+2?"), *turn(first, "4"), assistant("2+2")))[1] == "2+2"
+    assert prefilled(request(assistant("Once"))) == (msgspec.structs.replace(asked, messages=[]), "Once")
+
+
+def test_an_answer_is_resumed_where_it_was() -> None:
+    whole = Reply("1, 2, 3, 4.")
+    for cut in range(len(whole.text) + 1):
+        assert resumed(whole, whole.text[:cut], 0).text == whole.text[cut:]
+    assert resumed(whole, "Once", 0) == whole
+    assert resumed(whole, "1, 2", 2).text == ", 2, 3, 4."
+    assert resumed(whole, "1, 2", 100) == whole
+    calls = reply(request(user("2+2?"), tools=TOOLS))
+    assert resumed(calls, "Let me see", 3) == calls
+
+
+def test_continue_names_the_answer_that_it_goes_on_with() -> None:
+    assert interrupted(request(user("a"), assistant("half"), user("Please continue."))) == "half"
+    assert interrupted(request(user("a"), assistant("half"), user("and b?"))) == ""
+    assert interrupted(request(user("continue"))) == ""
 
 
 def test_model_calls_of_a_turn_are_numbered() -> None:

@@ -1,0 +1,67 @@
+"""The arithmetic and the page of the benchmarks. What they measure is not asserted: it is the machine's."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return _imported("harness", monkeypatch)
+
+
+@pytest.mark.parametrize(("percent", "expected"), [(1, 1.0), (50, 100.0), (99, 198.0), (100, 200.0)])
+def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(
+    harness: ModuleType, percent: float, expected: float
+) -> None:
+    assert harness.percentile([float(one) for one in range(200, 0, -1)], percent) == expected
+
+
+def test_a_table_is_written_between_markers_of_its_own(harness: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    harness.write("one", "first", page)
+    harness.write("two", "second", page)
+    harness.write("one", "first, measured anew", page)
+    text = page.read_text(encoding="utf-8")
+    assert "<!-- one:begin -->\nfirst, measured anew\n<!-- one:end -->" in text
+    assert "<!-- two:begin -->\nsecond\n<!-- two:end -->" in text
+    assert text.count("first") == 1
+
+
+def test_what_people_write_around_a_table_stays(harness: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("before\n<!-- one:begin -->\nold\n<!-- one:end -->\nafter\n", encoding="utf-8")
+    harness.write("one", "new", page)
+    assert page.read_text(encoding="utf-8") == "before\n<!-- one:begin -->\nnew\n<!-- one:end -->\nafter\n"
+
+
+def test_the_machine_is_named_with_its_cores_and_versions(harness: ModuleType) -> None:
+    said = harness.machine()
+    assert "cores" in said
+    assert "Python" in said
+    assert "langserve" in said
+
+
+@pytest.mark.parametrize("name", ["cancel", "slow_reader", "graphs", "langserve_app"])
+def test_every_script_can_be_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _imported(name, monkeypatch)
+
+
+def test_the_text_of_tokens_is_found_in_both_servers_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = _imported("load", monkeypatch)
+    ours = b'id: 3\nevent: token\ndata: {"ts":1,"message_id":"m","text":" a \\"word"}\n\n'
+    theirs = b'data: {"event":"on_chat_model_stream","data":{"chunk":{"content":" word","id":"x"}}}\r\n\r\n'
+    empty = b'data: {"event":"on_chat_model_stream","data":{"chunk":{"content":"","id":"x"}}}\r\n\r\n'
+    assert load.MILLRACE.findall(ours * 2) == [b'" a \\"word"'] * 2
+    assert load.LANGSERVE.findall(theirs + empty) == [b'" word"']
+
+
+def _imported(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    # The scripts find one another as scripts do: by the folder they are in.
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    return importlib.import_module(name)
