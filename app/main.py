@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from langchain_core.tools import BaseTool
 from openai import DefaultAsyncHttpxClient
 from starlette.middleware.cors import CORSMiddleware
 
+from app.eventlog.base import Lag
 from app.routes import errors
 from app.routes.access import LoopbackOnly
 from app.routes.agents import agent_routes
@@ -33,7 +34,6 @@ from app.routes.websocket import websocket_routes
 from app.runs.agent import Agent
 from app.runs.executor import blocking_nodes, installed
 from app.runs.ledger import Ledger
-from app.runs.run import Lag
 from app.runs.runner import Runner, Timing
 from app.settings import SIMULATED, Settings
 from app.simulator.server import Simulator
@@ -115,23 +115,22 @@ def _lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if simulator is not None:
-            simulator.start()
-            logger.warning(
-                "no provider is set: answers are SIMULATED. Set OPENAI_API_KEY or OPENAI_BASE_URL for a model."
-            )
-        for name, agent in runner.agents.items():
-            if nodes := blocking_nodes(agent.runnable):
-                logger.info("agent %s: a cancel reaches these synchronous nodes late: %s", name, ", ".join(nodes))
-        try:
-            await runner.open()
-            with installed(settings.sync_threads), _draining(runner, settings.drain_grace_s):
-                yield
-        finally:
-            await runner.close()
-            await client.aclose()
+        async with AsyncExitStack() as closing:
             if simulator is not None:
-                simulator.stop()
+                simulator.start()
+                closing.callback(simulator.stop)
+                logger.warning(
+                    "no provider is set: answers are SIMULATED. Set OPENAI_API_KEY or OPENAI_BASE_URL for a model."
+                )
+            closing.push_async_callback(client.aclose)
+            closing.enter_context(installed(settings.sync_threads))
+            closing.push_async_callback(runner.close)
+            await runner.open()
+            closing.enter_context(_draining(runner, settings.drain_grace_s))
+            for name, agent in runner.agents.items():
+                if nodes := blocking_nodes(agent.runnable):
+                    logger.info("agent %s: a cancel reaches these synchronous nodes late: %s", name, ", ".join(nodes))
+            yield
 
     return lifespan
 

@@ -58,8 +58,8 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def millrace(environment: Mapping[str, str], *agents: str) -> Iterator[Server]:
-    """``millrace serve`` with the built-in agents and ``agents`` of ``graphs``."""
-    command = [str(Path(sys.executable).with_name("millrace")), "serve", *(f"{name}=graphs:{name}" for name in agents)]
+    """``millrace serve`` with the built-in agents and those of ``agents.py`` that are named."""
+    command = [str(Path(sys.executable).with_name("millrace")), "serve", *(f"{name}=agents:{name}" for name in agents)]
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "MILLRACE_MODEL": "openai:simulated",

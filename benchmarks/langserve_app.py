@@ -5,7 +5,7 @@ python benchmarks/langserve_app.py PORT
 
 import sys
 
-import graphs
+import agents
 import uvicorn
 from fastapi import FastAPI
 from langserve import add_routes
@@ -14,7 +14,7 @@ from langserve import add_routes
 def build() -> FastAPI:
     """An app such as LangServe's own documentation shows."""
     app = FastAPI()
-    for build_graph in (graphs.chat, graphs.consulting, graphs.nested, graphs.live):
+    for build_graph in (agents.chat, agents.consulting, agents.nested, agents.live):
         add_routes(app, build_graph(), path=f"/agents/{build_graph.__name__}")
 
     @app.get("/health/ready")

@@ -4,6 +4,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+MAX_THREAD_ID = 255
+"""Characters."""
+
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 OnDisconnect = Literal["cancel", "continue"]
 
@@ -17,7 +20,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     input: Any = None
-    thread_id: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] | None = None
+    thread_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_THREAD_ID)] | None = None
     resume: Any = None
     on_disconnect: OnDisconnect | None = None
     disconnect_grace_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None

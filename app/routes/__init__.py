@@ -3,7 +3,7 @@
 * ``access``: who asks.
 * ``errors``: the error object, for everything that can go wrong.
 * ``agents``: what is served, and starting a run.
-* ``runs``: following, fetching and cancelling a run.
+* ``runs``: following, fetching, cancelling, pausing a run; threads.
 * ``stream``: a run's log as frames, for the streams of both.
 * ``websocket``: starting, following and steering many runs over one socket.
 * ``langserve``: LangServe's own routes, whose every call is a run.

@@ -32,6 +32,7 @@ from typing_extensions import override
 
 from app.errors import InvalidInput, MillraceError, RunFailed
 from app.events import codec
+from app.events.request import MAX_THREAD_ID
 from app.protocols import native
 from app.protocols.frame import Frame
 from app.routes import errors
@@ -59,7 +60,7 @@ def langserve_routes(runner: Runner, *, heartbeat_s: float = 5.0) -> APIRouter:
             router,
             AgentRunnable(runner, agent),
             path=f"/agents/{agent.name}",
-            config_keys=("configurable",) if agent.configurable else (),
+            config_keys=("configurable",) if agent.configurable or agent.has_threads else (),
             per_req_config_modifier=_with_run_id,
             serializer=WireSerializer(),
         )
@@ -277,8 +278,12 @@ def _check_configurable(asked: Any, agent: Agent) -> None:
         return
     if not isinstance(asked, dict):
         raise _wrong("config.configurable", "must be an object")
+    thread_id = asked.get("thread_id")
+    if thread_id is not None and not (isinstance(thread_id, str) and 0 < len(thread_id) <= MAX_THREAD_ID):
+        raise _wrong("config.configurable.thread_id", f"must be a text of 1 to {MAX_THREAD_ID} characters")
     # What starts with "__" or "checkpoint_" is LangGraph's own, in the config of every step of a client's graph.
-    refused = sorted(one for one in set(asked) - agent.configurable if not one.startswith(("__", "checkpoint_")))
+    allowed = agent.configurable | ({"thread_id"} if agent.has_threads else set())
+    refused = sorted(one for one in set(asked) - allowed if not one.startswith(("__", "checkpoint_")))
     if refused:
         detail = [{"field": f"config.configurable.{name}", "message": "cannot be set"} for name in refused]
         raise InvalidInput(f"{detail[0]['field']} cannot be set for agent {agent.name!r}", detail=detail)

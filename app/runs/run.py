@@ -8,14 +8,14 @@ appends the terminal event; it never awaits, so nothing can come between.
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from uuid import UUID
 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables.config import ensure_config
 
 from app.errors import BadRequest, RunExpired, RunNotFinished
-from app.eventlog.base import RunLog
+from app.eventlog.base import Lag, RunLog
 from app.eventlog.memory import MemoryLog
 from app.eventlog.subscriber import Subscriber
 from app.events import codec
@@ -50,11 +50,8 @@ WITHOUT_RESULT: Mapping[Status, str] = {
 """What is told, as their result, of calls that a run's end has left open: to readers, and to the thread's next turn."""
 
 
-class Lag(NamedTuple):
-    """How far a reader may lag before it is told of a gap."""
-
-    max_events: int = 1024
-    max_bytes: int = 1024 * 1024
+MAX_LAG = Lag(1024, 1024 * 1024)
+"""How far a reader may lag before it is told of a gap, unless the server says otherwise."""
 
 
 class Stopwatch:
@@ -91,7 +88,7 @@ class Run:
         scope: Scope,
         grammar: Grammar | None,
         watchdog: Watchdog | None = None,
-        lag: Lag = Lag(),
+        lag: Lag = MAX_LAG,
         pausable: bool = False,
     ) -> None:
         self.run_id = run_id
@@ -291,7 +288,7 @@ class Run:
             raise BadRequest(
                 f"event id {after} lies in the future: the newest is {self._log.last}", code="bad_event_id"
             )
-        return Subscriber(self._log, after, max_events=self._lag.max_events, max_bytes=self._lag.max_bytes)
+        return Subscriber(self._log, after, max_events=self._lag.events, max_bytes=self._lag.bytes)
 
     def result(self) -> dict[str, Any]:
         """The whole answer: ``status, text, message, object, usage``. Raises ``RunNotFinished``, ``RunExpired``."""

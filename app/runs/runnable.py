@@ -64,6 +64,10 @@ class Caller:
             attachment.close()
 
 
+THREAD = ConfigurableFieldSpec(
+    id="thread_id", annotation=str | None, name="Thread", description="The conversation to go on with.", default=None
+)
+
 caller: ContextVar[Caller] = ContextVar("caller")
 """Set by the route, in its request's own context."""
 
@@ -82,7 +86,8 @@ class AgentRunnable(Runnable[Any, Any]):
     @override
     def config_specs(self) -> list[ConfigurableFieldSpec]:
         allowed = self._agent.configurable
-        return [spec for spec in self._agent.runnable.config_specs if spec.id in allowed]
+        specs = [spec for spec in self._agent.runnable.config_specs if spec.id in allowed]
+        return [*specs, THREAD] if self._agent.has_threads else specs
 
     @override
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:

@@ -21,7 +21,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command, StateSnapshot
 
 from app.errors import Conflict, InvalidInput, NotFound, Unavailable, Unsupported
-from app.eventlog.base import LogFull
+from app.eventlog.base import Lag, LogFull
 from app.eventlog.memory import MemoryLog
 from app.events import codec
 from app.events.grammar import Grammar
@@ -32,7 +32,7 @@ from app.runs.executor import occupant
 from app.runs.failure import Failure, describe, timed_out
 from app.runs.ledger import Ledger, Row
 from app.runs.past import PastRun
-from app.runs.run import WITHOUT_RESULT, Lag, Run
+from app.runs.run import MAX_LAG, WITHOUT_RESULT, Run
 from app.runs.scope import Ending, Scope
 from app.runs.tap import Tap
 from app.runs.threads import Turns, conversation, is_broken, repair
@@ -86,7 +86,7 @@ class Runner:
         ledger: Ledger | None = None,
         *,
         timing: Timing = Timing(),
-        lag: Lag = Lag(),
+        lag: Lag = MAX_LAG,
         run_max_bytes: int = 8 * 1024 * 1024,
         strict: bool = False,
     ) -> None:

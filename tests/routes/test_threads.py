@@ -292,3 +292,26 @@ async def test_a_run_without_a_thread_leaves_no_checkpoint(client: httpx.AsyncCl
     run = await start(client, "assistant", "[[say=Yes]] hi")
     await result(client, run["run_id"])
     assert (await client.get(f"/threads/{run['run_id']}")).status_code == 404
+
+
+async def test_langserves_clients_have_threads_too(client: httpx.AsyncClient, thread: str) -> None:
+    config = {"configurable": {"thread_id": thread}}
+    for call, text in (("stream", "[[say=Hello]] I am Ann"), ("invoke", "[[say=Ann]] who am I?")):
+        sent = {"input": {"messages": [{"type": "human", "content": text}]}, "config": config}
+        answer = await client.post(f"/agents/assistant/{call}", json=sent)
+        assert answer.status_code == 200
+    said = [message["content"] for message in answer.json()["output"]["messages"]]
+    assert said[1::2] == ["Hello", "Ann"]
+    assert len(await conversation(client, thread)) == 4
+
+
+@pytest.mark.parametrize(
+    ("agent", "thread_id", "status"), [("chat", "t", 422), ("assistant", "", 422), ("assistant", 7, 422)]
+)
+async def test_a_thread_that_cannot_be_is_refused_by_langserves_routes(
+    client: httpx.AsyncClient, agent: str, thread_id: Any, status: int
+) -> None:
+    sent = {"input": {"messages": [["user", "hi"]]}, "config": {"configurable": {"thread_id": thread_id}}}
+    answer = await client.post(f"/agents/{agent}/invoke", json=sent)
+    assert answer.status_code == status
+    assert "thread_id" in answer.json()["error"]["message"]

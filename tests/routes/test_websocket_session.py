@@ -13,10 +13,11 @@ from scripted import Gate, Scripted, Step, say, words
 from sockets import EVERYTHING, Client
 from typing_extensions import override
 
+from app.eventlog.base import Lag
 from app.events.request import RunRequest
 from app.routes.websocket import MAX_COMMANDS, MAX_STREAMS, Session
 from app.runs.agent import Agent
-from app.runs.run import Lag, Run
+from app.runs.run import Run
 from app.runs.runner import Runner
 from app.transports.websocket import Socket, accept
 

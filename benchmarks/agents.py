@@ -1,6 +1,6 @@
 """The graphs that the benchmarks serve, by Millrace and by its peer alike: such as users write, on a plain ChatOpenAI.
 
-Each is a factory without arguments, so that ``millrace serve NAME=graphs:NAME`` takes it. The provider is the one that
+Each is a factory without arguments, so that ``millrace serve NAME=agents:NAME`` takes it. The provider is the one that
 the environment names; ``live``, which only makes load, talks to ``LOAD_BASE_URL``, so that what the provider's own
 loop owes to the load is no part of what is measured.
 """
