@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from serving import Served, serving
 
 os.environ.setdefault("LANGSMITH_TRACING", "false")
+os.environ["MILLRACE_DATABASE_URL"] = "sqlite://"  # no test leaves a file in the working directory
 
 
 @pytest.fixture(scope="session")

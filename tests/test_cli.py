@@ -70,7 +70,8 @@ def start(module: str, *args: str, cwd: Path, **env: str) -> subprocess.Popen[st
 def environment(extra: dict[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MILLRACE_", "OPENAI_"))}
     # -m puts the folder first on the path, as no installed command does: safe path takes it off again.
-    return kept | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"} | extra
+    own = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "200", "MILLRACE_DATABASE_URL": "sqlite://"}
+    return kept | own | extra
 
 
 @contextmanager

@@ -74,7 +74,8 @@ async def accept(websocket: WebSocket) -> None:
 async def refuse(websocket: WebSocket, code: CloseCode, reason: str) -> None:
     """Take the connection and close it."""
     await accept(websocket)
-    await websocket.close(code, reason)
+    with suppress(*_GONE):
+        await websocket.close(code, reason)
 
 
 class Socket:

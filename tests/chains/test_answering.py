@@ -286,7 +286,8 @@ async def test_each_retry_is_an_event_of_the_run(make: Make, name: str, provider
     events = [event async for event in agent.astream_events({"messages": [HumanMessage("hi")]})]
     custom = [event for event in events if event["event"] == "on_custom_event"]
     assert [(event["name"], event["data"]) for event in custom] == [("provider.retry", SEEN)]
-    assert {event["run_id"] for event in custom} <= {event["run_id"] for event in events if event not in custom}
+    called = next(event for event in events if event["event"] == "on_chat_model_start")
+    assert custom[0]["run_id"] == called["parent_ids"][-1]
     starts = [at for at, event in enumerate(events) if event["event"] == "on_chat_model_stream"]
     assert events.index(custom[0]) < starts[0]
     assert len(provider.requests) == 2
@@ -410,6 +411,19 @@ def test_a_synchronous_reader_that_leaves_closes_it_too(provider: Simulator) -> 
         next(chunks)
         next(chunks)
     assert provider.wait_closed(1)
+
+
+async def test_a_reader_that_leaves_has_ended_the_call_when_it_has_left(make: Make) -> None:
+    class Ended(BaseCallbackHandler):
+        error: BaseException | None = None
+
+        def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
+            self.error = error
+
+    ended = Ended()
+    async with aclosing(cast("Any", make("tokens=50").astream("hello", {"callbacks": [ended]}))) as chunks:
+        await anext(chunks)
+    assert isinstance(ended.error, GeneratorExit)
 
 
 class Hanging(BaseCallbackHandler):
@@ -566,6 +580,29 @@ async def test_an_answer_from_tool_results_goes_on_too(make: Make, provider: Sim
     ]
     assert await astream(make(), asked, under(Told("17*23"))) == "17*23 = 391."
     assert provider.requests[-1].roles == ("user", "assistant", "tool", "assistant")
+
+
+@streamed
+async def test_a_class_with_a_synchronous_stream_alone_goes_on_once(way: Way) -> None:
+    class Synchronous(ParrotFakeChatModel):
+        def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+            for text in ("two", " three"):
+                yield ChatGenerationChunk(message=AIMessageChunk(content=text))
+
+    told = Told("One two")
+    assert await way(chain(serve(Synchronous())), {"input": "hello"}, under(told)) == "One two three"
+    assert len(told.asked) == 1
+
+
+def test_white_space_at_the_end_is_not_sent_to_a_model_with_prefill() -> None:
+    messages = Continuation("One.\n\n", "m-1", prefill=True).messages([HumanMessage("hi")])
+    assert [message.content for message in messages] == ["hi", "One."]
+
+
+def test_a_continued_message_has_one_id_whatever_the_provider_says() -> None:
+    continuation = Continuation("One", "m-1", prefill=True)
+    chunk = ChatGenerationChunk(message=AIMessageChunk(content=" two", id="msg_1"))
+    assert continuation.next(chunk).message.id == continuation.first().message.id
 
 
 def test_the_wish_to_go_on_is_understood_by_models_that_read() -> None:

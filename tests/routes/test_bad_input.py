@@ -50,7 +50,9 @@ RUNS = "/agents/assistant/runs"
         (b'{"input": "hi", "metadata": []}', 422, "invalid_input"),
         (b'{"input": "hi", "on_disconect": "cancel"}', 422, "invalid_input"),
         (b'{"input": "hi", "max_tokens": -1}', 422, "invalid_input"),
-        (b'{"input": "hi", "thread_id": "t"}', 422, "unsupported_by_agent"),
+        (b'{"input": "hi", "thread_id": ""}', 422, "invalid_input"),
+        (b'{"resume": "yes"}', 422, "invalid_input"),
+        (b'{"input": "hi", "token_timeout_s": 0}', 422, "invalid_input"),
         (b'{"input": "hi", "pause_after": "page"}', 422, "invalid_input"),
         (
             b'{"input": {"messages": [{"lc": 1, "type": "constructor", "id": ["x"], "kwargs": {}}]}}',
@@ -74,7 +76,7 @@ async def test_a_bad_body_is_refused_with_the_reason(
         ({"input": "hi", "on_disconect": "cancel"}, "on_disconect"),
         ({"input": "hi", "timeout_s": "5"}, "timeout_s"),
         ({"input": {"messages": [{"role": "wizard", "content": "hi"}]}}, "input.messages[0].role"),
-        ({"input": "hi", "thread_id": "t1"}, "thread_id"),
+        ({"input": "hi", "thread_id": 7}, "thread_id"),
         ({"input": "hi", "metadata": {"long": "x" * 20_000}}, "metadata"),
     ],
 )
