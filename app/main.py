@@ -7,6 +7,7 @@ closed in the reverse order. To embed it, pass the settings and the agents. To d
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import threading
@@ -48,6 +49,9 @@ from tools.search_documents import build_search_documents
 from tools.weather import build_weather
 
 logger = logging.getLogger("millrace")
+
+SELDOM = (50_000, 20, 10)
+"""After how many new objects the young are collected, and after how many of these collections the older."""
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -116,6 +120,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as closing:
+            closing.enter_context(_seldom_collecting())
             if simulator is not None:
                 simulator.start()
                 closing.callback(simulator.stop)
@@ -133,6 +138,25 @@ def _lifespan(
             yield
 
     return lifespan
+
+
+@contextmanager
+def _seldom_collecting() -> Iterator[None]:
+    """Have Python look for cycles among its objects seldom, and never again among those that are there for good.
+
+    A full collection walks every object there is and stops the server meanwhile: 120 to 350 ms idle, 1.6 s in every 5 s
+    with 500 live runs (measured). What a run leaves behind is freed by its reference counts, or by the collections of
+    the young, which are cheap. That memory stays flat so is shown by ``benchmarks/leaks.py``.
+    """
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*SELDOM)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def next_nodes(state: MessagesState) -> list[str]:
     return [node for node, calls in found if calls] or [END]
 
 
-def reject(state: MessagesState) -> dict[str, list[ToolMessage]]:
+async def reject(state: MessagesState) -> dict[str, list[ToolMessage]]:
     """An error result for each call whose arguments cannot be read, so that the model can make it anew."""
     last = state["messages"][-1]
     assert isinstance(last, AIMessage)

@@ -22,6 +22,8 @@ import orjson
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
+from app.events import codec
+
 logger = logging.getLogger("millrace.ledger")
 
 MEMORY = ":memory:"
@@ -170,7 +172,6 @@ class Ledger:
         await self._open.execute(
             "INSERT OR IGNORE INTO threads VALUES (?, ?, ?, ?, ?)", (thread_id, user, agent, now, now)
         )
-        await self._open.commit()
         row = await self.thread(thread_id)
         assert row is not None
         return row
@@ -178,17 +179,14 @@ class Ledger:
     async def touch(self, thread_id: str) -> None:
         """A run on the thread has ended."""
         await self._open.execute("UPDATE threads SET updated_at = ? WHERE thread_id = ?", (time.time(), thread_id))
-        await self._open.commit()
 
     async def hold(self, run_id: str, data: bytes) -> None:
         """Keep a paused run."""
         await self._open.execute("INSERT OR REPLACE INTO paused VALUES (?, ?)", (run_id, data))
-        await self._open.commit()
 
     async def release(self, run_id: str) -> None:
         """The run is paused no more."""
         await self._open.execute("DELETE FROM paused WHERE run_id = ?", (run_id,))
-        await self._open.commit()
 
     async def held(self) -> list[bytes]:
         """The paused runs."""
@@ -209,7 +207,6 @@ class Ledger:
             (now,),
         )
         await self._open.execute("DELETE FROM runs WHERE finished_at < ?", (now - ROW_RETENTION_S,))
-        await self._open.commit()
 
     async def _write_behind(self) -> None:
         while True:
@@ -222,16 +219,13 @@ class Ledger:
         if not rows:
             return
         values = [
-            (row["run_id"], row["user"], row["created_at"], row["finished_at"], orjson.dumps(row).decode())
+            (row["run_id"], row["user"], row["created_at"], row["finished_at"], codec.dumps(row).decode())
             for row in rows
         ]
         try:
             await self._open.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", values)
-            await self._open.commit()
         except aiosqlite.Error:
             logger.exception("rows of runs cannot be written to %s", self.path)
-            with contextlib.suppress(aiosqlite.Error):
-                await self._open.rollback()  # else the failed transaction keeps everybody else out
             return
         for row in rows:
             if self._unwritten.get(row["run_id"]) is row:
@@ -239,7 +233,9 @@ class Ledger:
 
 
 async def _connect(path: str) -> aiosqlite.Connection:
-    connection = await aiosqlite.connect(path)
+    # Each statement is a transaction of its own. One that failed, or whose run was cancelled before it committed, would
+    # stay open, and keep everybody else out.
+    connection = await aiosqlite.connect(path, isolation_level=None)
     # A commit need not reach the disk at once: a crash of the machine may cost the last rows, never the file.
     try:
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000"):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from uuid import UUID
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.runnables.config import ensure_config
 
 from app.errors import BadRequest, RunExpired, RunNotFinished
@@ -74,7 +74,10 @@ class Stopwatch:
 
 
 class Run:
-    """A run from its admission on. Times are in seconds since the epoch."""
+    """A run from its admission on. Times are in seconds since the epoch.
+
+    ``durable``: it is paused, and another process could go on with it.
+    """
 
     def __init__(
         self,
@@ -100,6 +103,7 @@ class Run:
         self.thread_id = request.thread_id
         self.pausable = pausable
         self.held: list[Held] | None = None
+        self.durable = False
         self.meter = Meter(scope, watchdog)
         self.failure: Failure | None = None
         self.turn = asyncio.Event()
@@ -206,6 +210,11 @@ class Run:
         self.going.clear()
         self.paused.set()
 
+    def go_on(self) -> None:
+        """End the pause, soon."""
+        self.paused.clear()
+        self.scope.resume()
+
     def resume(self) -> None:
         """The graph is about to go on."""
         self.status = "running"
@@ -225,6 +234,10 @@ class Run:
         """What the reader was shown of the root's answers that the graph does not know of."""
         return [AIMessage(text, id=message_id) for message_id, text in self._translator.said()]
 
+    def results(self) -> Mapping[str, ToolMessage]:
+        """What tools have come to that the graph does not know of: done is done, and must not be done again."""
+        return self._translator.results()
+
     def dump(self) -> bytes:
         """The log, to be kept over a restart."""
         assert isinstance(self._log, MemoryLog)
@@ -235,11 +248,13 @@ class Run:
         self._log = log
         self.last_event_id = log.last
         self.held = list(held)
-        self._translator.restore(self.held)
+        self.durable = True
+        events = [entry.event for entry in log.read(0, log.last)]
+        self._translator.restore(self.held, events)
         self._translator.pause_after = None
         if self._grammar is not None:
-            for entry in log.read(0, log.last):
-                self._grammar.check(entry.event)
+            for event in events:
+                self._grammar.check(event)
 
     def abandon(self) -> None:
         """This process goes, the paused run stays: its readers are to come back to the next one."""

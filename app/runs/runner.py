@@ -4,17 +4,19 @@
 thread's turn, drive the graph, stand still while it is paused, leave the thread fit for the next turn, write the end.
 Whatever ends the graph (its last step, an error, a deadline, a cancel, the server's stop), the run's log gets exactly
 one terminal event. A paused run is the one that a stopping server lets go of without: the next server has it.
+What fails in the ledger keeps no run from going on or ending.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
+import msgspec
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
@@ -27,7 +29,7 @@ from app.events import codec
 from app.events.grammar import Grammar
 from app.events.request import RunRequest
 from app.runs import pause
-from app.runs.agent import Agent, Graph, refuse_constructors
+from app.runs.agent import Agent, refuse_constructors
 from app.runs.executor import occupant
 from app.runs.failure import Failure, describe, timed_out
 from app.runs.ledger import Ledger, Row
@@ -52,7 +54,13 @@ SETTLE_S = 2.0
 RESERVED = ("langgraph_", "checkpoint_", "ls_", "lc_", "__")
 """How the names begin under which LangChain and LangGraph keep their own account in a step's metadata."""
 
+LOG_FULL = Failure("log_full", "The agent put out more than the run's log may hold (RUN_MAX_BYTES).", False)
+
 Outcome = tuple[Ending, Failure | None]
+
+
+class _LetGo(Exception):
+    """The server stops, and the run stays paused."""
 
 
 class Timing(NamedTuple):
@@ -102,12 +110,13 @@ class Runner:
         self._by_key: dict[tuple[str, str], Run] = {}
         self._turns = Turns()
         self._kept = InMemorySaver()
+        self._stopping = False
 
     async def open(self) -> None:
         """Open the ledger, and take over the runs that were paused when the last server stopped."""
         await self._ledger.open()
         for data in await self._ledger.held():
-            self._restore(data)
+            await self._restore(data)
 
     def agent(self, name: str) -> Agent:
         """The agent of that name. Raises ``NotFound``."""
@@ -136,23 +145,22 @@ class Runner:
         key = None if idempotency_key is None else (user, idempotency_key)
         if key in self._by_key:
             return self._by_key[key]
-        if self.draining.is_set():
-            raise Unavailable("the server is shutting down; start the run again in a moment", retry_after_ms=1000)
+        self._refuse_in_drain()
         _refuse_unsupported(agent, request, brought)
         value = _input(agent, request)
         if request.thread_id is not None:
             await self._admit(agent, request.thread_id, request, user)
             if key in self._by_key:  # the same start, while this one looked at the thread
                 return self._by_key[key]
-        run = self._new(
-            agent, request, user, run_id or uuid4(), idempotency_key, streams=streams, tapped=brought.tap is not None
-        )
+            self._refuse_in_drain()
+        pausable = agent.served_model and brought == Brought()
+        run = self._new(agent, request, user, run_id or uuid4(), idempotency_key, streams=streams, pausable=pausable)
+        run.start()
         if run.thread_id is None:
             run.turn.set()
         else:
             self._turns.enter(run, run.thread_id, request.multitask_strategy)
         self._keep(run)
-        run.start()
         self._live(run, value, brought)
         self._ledger.put(run.row())
         return run
@@ -185,10 +193,11 @@ class Runner:
 
     async def pause(self, run: Run | PastRun) -> None:
         """Pause the run: at once in mid-answer, in mid-tool at the next model call. Raises ``Unsupported``."""
-        if isinstance(run, Run) and not run.finished and run.status != "paused":
+        if isinstance(run, Run) and not run.finished:
             if not run.pausable:
                 raise Unsupported(f"agent {run.agent.name!r} cannot be paused, or not through this route")
-            run.want_pause("requested")
+            if run.scope.pausing is None:
+                run.want_pause("requested")
             await _soon(run.paused)
 
     async def resume(self, run: Run | PastRun) -> None:
@@ -196,7 +205,7 @@ class Runner:
         if isinstance(run, Run) and run.status == "paused" and run.scope.ending is None:
             if self.draining.is_set():
                 raise Unavailable("the server is shutting down; the run stays paused", retry_after_ms=1000)
-            run.scope.resume()
+            run.go_on()
             await _soon(run.going)
 
     async def thread(self, thread_id: str, user: str) -> dict[str, Any]:
@@ -225,21 +234,24 @@ class Runner:
     async def drain(self, grace_s: float) -> None:
         """Refuse new runs, give those that are going ``grace_s`` seconds, then end them. Paused ones are let go."""
         self.draining.set()
-        going = [life for run_id, life in self._lives.items() if self._runs[run_id].status != "paused"]
+        going = [run for run_id in self._lives if not (run := self._runs[run_id]).paused.is_set()]
         if going:
             logger.info("draining: %d runs have %g s to finish", len(going), grace_s)
-            await asyncio.wait(going, timeout=grace_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    for run in going:
+                        await run.paused.wait()  # or over
         await self.close()
 
     def stop(self) -> None:
         """Refuse new runs and end those that are going; paused ones are let go, the next server has them."""
         self.draining.set()
-        for run_id, life in list(self._lives.items()):
-            run = self._runs[run_id]
-            if run.status == "paused":
-                life.cancel()
-            else:
+        self._stopping = True
+        for run in [self._runs[run_id] for run_id in self._lives]:
+            if run.scope.pausing is None:
                 run.scope.end(Ending("cancelled", "shutdown"))
+            else:
+                run.scope.changed.set()
 
     async def close(self) -> None:
         """Stop, and wait until every log is closed and every row written."""
@@ -260,7 +272,7 @@ class Runner:
         key: str | None,
         *,
         streams: bool,
-        tapped: bool,
+        pausable: bool,
     ) -> Run:
         timing = self._timing
         grace = request.disconnect_grace_s
@@ -284,8 +296,12 @@ class Runner:
             ),
             grammar=Grammar() if self._strict else None,
             lag=self._lag,
-            pausable=agent.served_model and not tapped,
+            pausable=pausable,
         )
+
+    def _refuse_in_drain(self) -> None:
+        if self.draining.is_set():
+            raise Unavailable("the server is shutting down; start the run again in a moment", retry_after_ms=1000)
 
     def _keep(self, run: Run) -> None:
         self._runs[run.run_id] = run
@@ -306,15 +322,23 @@ class Runner:
     async def _state(self, agent: Agent, thread_id: str) -> StateSnapshot:
         return await agent.graph(self._ledger.saver).aget_state({"configurable": {"thread_id": thread_id}})
 
-    def _restore(self, data: bytes) -> None:
-        held = pause.thaw(data)
-        agent = self.agents.get(held.agent)
-        if agent is None:
-            logger.warning("the paused run %s is kept: there is no agent %r", held.run_id, held.agent)
+    async def _restore(self, data: bytes) -> None:
+        try:
+            held = pause.thaw(data)
+            agent = self.agents.get(held.agent)
+            if agent is None:
+                logger.warning("the paused run %s is kept: there is no agent %r", held.run_id, held.agent)
+                return
+            streams, pausable = held.on_disconnect == "cancel", agent.served_model
+            run = self._new(
+                agent, held.request, held.user, UUID(held.run_id), held.key, streams=streams, pausable=pausable
+            )
+            pause.restore(run, held, self._run_max_bytes)
+        except (msgspec.MsgspecError, ValueError):
+            logger.exception("a paused run is kept, but this server cannot read it")
             return
-        streams = held.on_disconnect == "cancel"
-        run = self._new(agent, held.request, held.user, UUID(held.run_id), held.key, streams=streams, tapped=False)
-        pause.restore(run, held, self._run_max_bytes)
+        if run.thread_id is None and agent.is_graph:
+            await pause.copy_checkpoint(self._ledger.saver, self._kept, run.run_id)
         if run.thread_id is None:
             run.turn.set()
         else:
@@ -330,16 +354,16 @@ class Runner:
         life.add_done_callback(lambda _: self._lives.pop(run.run_id, None))
 
     async def _life(self, run: Run, value: Any, brought: Brought, paused_s: float | None) -> None:
-        """One run from its admission to its end. Never cancelled but to let go of a paused run."""
+        """One run from its admission to its end, or until this server lets go of it. Never cancelled."""
         with self._turns.place(run):
             try:
                 outcome = await self._outcome(run, value, brought, paused_s)
+            except _LetGo:
+                run.abandon()
+                return
             except Exception as error:  # noqa: BLE001 - a defect of ours, or the ledger's; the log must have its end
                 outcome = self._failed(run, error)
-            try:
-                await self._settle(run, outcome[0])
-            except Exception:
-                logger.exception("what run %s leaves behind could not be put in order", run.run_id)
+            await self._settle(run, outcome[0])
             run.finish(*outcome)
             if brought.tap is not None:
                 brought.tap.close()
@@ -371,9 +395,6 @@ class Runner:
         error = task.exception() if not task.cancelled() else asyncio.CancelledError("the agent cancelled itself")
         if pausing is not None and not run.returned:
             return None
-        if isinstance(error, LogFull):
-            message = "The agent put out more than the run's log may hold (RUN_MAX_BYTES)."
-            return Ending("failed", "log_full"), Failure("log_full", message, False)
         if error is not None:
             return self._failed(run, error)
         if not run.returned:  # LangChain's event stream swallows a cancel that comes from within
@@ -382,8 +403,11 @@ class Runner:
 
     async def _drive(self, run: Run, value: Any, brought: Brought, *, again: bool) -> None:
         await run.turn.wait()
-        runnable, options = await self._served(run, brought, again=again)
-        run.begin()
+        if run.thread_id is None or again:
+            run.begin()
+        else:
+            await self._take_turn(run, run.thread_id, value)
+        runnable, options = self._served(run, again=again)
         occupant.set(run)
         config: RunnableConfig = {
             **(brought.config or {}),
@@ -400,43 +424,48 @@ class Runner:
                     brought.tap.put(raw)
                 run.feed(raw)
 
-    async def _served(self, run: Run, brought: Brought, *, again: bool) -> "tuple[Runnable[Any, Any], _Options]":
+    def _served(self, run: Run, *, again: bool) -> "tuple[Runnable[Any, Any], _Options]":
         """The runnable as this run needs it: with the thread's checkpoints, with some of its own, or without."""
         agent, control = run.agent, {"__millrace": run}
         if run.thread_id is not None:
-            graph = agent.graph(self._ledger.saver)
-            if not again:
-                await self._take_turn(run, graph)
-            return graph, _Options({**control, "thread_id": run.thread_id}, {}, True)
+            options = _Options({**control, "thread_id": run.thread_id}, {}, True)
+            return agent.graph(self._ledger.saver), options
         if run.pausable and agent.is_graph:
             # Nothing is kept before the graph ends or is paused, and then its state alone.
-            saver = self._ledger.saver if again else self._kept
             own = {**control, "thread_id": run.run_id}
-            return agent.graph(saver), _Options(own, {"durability": "exit"}, True)
+            return agent.graph(self._kept), _Options(own, {"durability": "exit"}, True)
         return agent.runnable, _Options(control, {}, False)
 
-    async def _take_turn(self, run: Run, graph: Graph) -> None:
-        """The thread is this run's: look at how the last one has left it."""
-        config: RunnableConfig = {"configurable": {"thread_id": run.thread_id}}
-        state = await graph.aget_state(config)
+    async def _take_turn(self, run: Run, thread_id: str, value: Any) -> None:
+        """The thread is this run's: begin, unless it is refused, and put in order what the last one has left of it."""
+        state = await self._state(run.agent, thread_id)
         _refuse_turn(state, run.request)
-        if is_broken(state):  # its server was killed
-            await repair(graph, config, said=(), why="The server was stopped before this call had a result.")
+        run.begin()  # from here on the thread is repaired at the run's end, also when this repair is broken off
+        given = value.get("messages", ()) if isinstance(value, Mapping) else ()
+        if is_broken(state, given):  # its server was killed, or could not repair it
+            await self._repair(run, "The server was stopped before this call had a result.")
+
+    async def _repair(self, run: Run, why: str) -> None:
+        config: RunnableConfig = {"configurable": {"thread_id": run.thread_id}}
+        graph = run.agent.graph(self._ledger.saver)
+        await repair(graph, config, said=run.said(), results=run.results(), why=why)
 
     async def _settle(self, run: Run, ending: Ending) -> None:
         """Leave nothing behind but a thread that is fit for its next turn."""
-        if run.held is not None:
-            await self._ledger.release(run.run_id)
+        abnormal = ending.status not in ("completed", "interrupted")
+        if run.thread_id is not None and run.started_at is not None and abnormal:
+            with _logged("the thread of run %s could not be repaired", run):
+                await self._repair(run, WITHOUT_RESULT[ending.status])
         if run.thread_id is not None:
-            await self._ledger.touch(run.thread_id)
-            if ending.status not in ("completed", "interrupted") and run.started_at is not None:
-                config: RunnableConfig = {"configurable": {"thread_id": run.thread_id}}
-                graph = run.agent.graph(self._ledger.saver)
-                await repair(graph, config, said=run.said(), why=WITHOUT_RESULT[ending.status])
-        elif run.pausable and run.agent.is_graph:
+            with _logged("the thread of run %s could not be dated", run):
+                await self._ledger.touch(run.thread_id)
+        if run.held is not None:
+            await self._release(run)
+        if run.thread_id is None and run.pausable and run.agent.is_graph:
             self._kept.delete_thread(run.run_id)
             if run.held is not None:
-                await self._ledger.saver.adelete_thread(run.run_id)
+                with _logged("the checkpoint of run %s could not be deleted", run):
+                    await self._ledger.saver.adelete_thread(run.run_id)
 
     # Pauses
 
@@ -444,37 +473,42 @@ class Runner:
         """The graph has stopped for a pause: keep what is needed to go on, also by another process."""
         run.stop()
         paused_at = time.time()
-        try:
+        with _logged("run %s is paused, and will not outlive this server", run):
             if run.thread_id is None and run.agent.is_graph:
                 await pause.copy_checkpoint(self._kept, self._ledger.saver, run.run_id)
-                self._kept.delete_thread(run.run_id)
             await self._ledger.hold(run.run_id, pause.freeze(run, paused_at))
-        except Exception:
-            logger.exception("run %s is paused, and will not outlive this server", run.run_id)
+            run.durable = True
         run.pause(int(paused_at * 1000))
         self._ledger.put(run.row())
 
+    async def _release(self, run: Run) -> None:
+        run.durable = False
+        with _logged("run %s could not be released: a server that is killed now leaves it paused", run):
+            await self._ledger.release(run.run_id)
+
     async def _stand_still(self, run: Run, paused_s: float) -> Outcome | None:
-        """Wait until the run goes on, which is ``None``, or ends. Cancelled when the server goes."""
+        """Wait until the run goes on, which is ``None``, or ends. Raises ``_LetGo`` when the server stops."""
         try:
             async with asyncio.timeout(max(self._timing.pause_timeout_s - paused_s, 0)):
                 while run.scope.ending is None and run.scope.pausing is not None:
+                    if self._stopping and run.durable:
+                        raise _LetGo
+                    if self._stopping:
+                        run.scope.end(Ending("cancelled", "shutdown"))
+                        break
                     run.scope.changed.clear()
                     await run.scope.changed.wait()
         except TimeoutError:
             run.scope.end(Ending("cancelled", "pause_timeout"))
-        except asyncio.CancelledError:
-            run.abandon()
-            raise
         if run.scope.ending is not None:
             return run.scope.ending, None
-        await self._ledger.release(run.run_id)
+        await self._release(run)
         run.resume()
         self._ledger.put(run.row())
         return None
 
     def _failed(self, run: Run, error: BaseException | None) -> Outcome:
-        failure = describe(error, streamed=run.meter.streamed)
+        failure = LOG_FULL if isinstance(error, LogFull) else describe(error, streamed=run.meter.streamed)
         trace = error if failure.code == "agent_error" else None  # a provider's failure has no story in our frames
         words = ("run %s of agent %s failed: %s: %s", run.run_id, run.agent.name, failure.code, error)
         logger.error(*words, exc_info=trace)
@@ -499,6 +533,15 @@ class _Options(NamedTuple):
     checkpointed: bool
 
 
+@contextlib.contextmanager
+def _logged(problem: str, run: Run) -> Iterator[None]:
+    """What fails in here is told to the operator, and keeps nothing from going on."""
+    try:
+        yield
+    except Exception:
+        logger.exception(problem, run.run_id)
+
+
 async def _soon(event: asyncio.Event) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(SETTLE_S):
@@ -516,10 +559,14 @@ def _input(agent: Agent, request: RunRequest) -> Any:
 
 
 def _refuse_turn(state: StateSnapshot, request: RunRequest) -> None:
+    asked = {one.id for one in state.interrupts}
     if state.interrupts and request.resume is None:
         raise Conflict("the thread waits for a person: answer with resume", code="thread_interrupted")
     if not state.interrupts and request.resume is not None:
         raise Conflict("the thread waits for nobody: there is nothing to resume", code="thread_not_interrupted")
+    if len(asked) > 1 and not (isinstance(request.resume, dict) and set(request.resume) <= asked):
+        detail = [{"field": "resume", "message": "must be {interrupt_id: value}"}]
+        raise InvalidInput("the thread waits for several answers: say by their ids which are given", detail=detail)
 
 
 def _passed_on(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,16 @@ under, and what was still to be done is dropped.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
+from langgraph.channels import LastValue
 from langgraph.graph import END, START
+from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import StateSnapshot, StateUpdate
 
 from app.errors import Conflict
@@ -58,8 +61,10 @@ class Turns:
         else:
             run.turn.set()
         if line and strategy == "interrupt":
+            for other in list(line):  # one that came to interrupt and still waits is out of date as well
+                if other is line[0] or other.request.multitask_strategy == "interrupt":
+                    other.scope.end(Ending("cancelled", "superseded"))
             line.insert(1, run)
-            line[0].scope.end(Ending("cancelled", "superseded"))
         else:
             line.append(run)
 
@@ -82,39 +87,75 @@ class Turns:
                 self.leave(run, run.thread_id)
 
 
-def is_broken(state: StateSnapshot) -> bool:
-    """Whether a run ended in the middle of a step: something is still to be done, and it is no person's to do."""
-    return bool(state.next) and not state.interrupts
+def is_broken(state: StateSnapshot, answers: Iterable[BaseMessage] = ()) -> bool:
+    """Whether the last run ended in the middle, and no person is waited for.
+
+    Then a step is not over, or, since a repair may end in the middle too, a call is left without a result that is not
+    among the ``answers`` of the turn to come.
+    """
+    if state.interrupts:
+        return False
+    return bool(state.tasks) or any(_results([*_messages(state), *answers], why=""))
 
 
-async def repair(graph: Graph, config: RunnableConfig, *, said: Sequence[AIMessage], why: str) -> None:
-    """Make the thread fit for its next turn. ``said``: messages that the reader has and the thread may lack."""
-    state = await graph.aget_state(config)
-    if state.next:  # keeps what steps of a broken-off round have come to, tools that were done for instance
-        await graph.abulk_update_state(config, [[StateUpdate(None, END)]])
-        state = await graph.aget_state(config)
+Results = Mapping[str, ToolMessage]
+
+
+async def repair(
+    graph: Graph,
+    config: RunnableConfig,
+    *,
+    said: Sequence[AIMessage] = (),
+    results: Results = MappingProxyType({}),
+    why: str,
+) -> None:
+    """Make the thread fit for its next turn: calls without a result are told ``why``.
+
+    The reader has seen what is ``said``, and the ``results`` of calls by their ids; the thread may lack them.
+    """
+    await _repair(graph, graph, config, said=said, results=results, why=why)
+    for namespace, inner in graph.get_subgraphs(recurse=True):
+        if isinstance(inner, CompiledStateGraph) and inner.checkpointer is True:  # it has a memory of its own
+            place: RunnableConfig = {"configurable": {**config["configurable"], "checkpoint_ns": namespace}}
+            if (await graph.aget_state(place)).tasks:
+                await _repair(graph, inner, place, said=(), results=results, why=why)
+
+
+async def _repair(
+    root: Graph, graph: Graph, config: RunnableConfig, *, said: Sequence[AIMessage], results: Results, why: str
+) -> None:
+    clear = [StateUpdate(None, END)]
+    state = await root.aget_state(config)
+    while state.tasks:  # keeps what steps of a broken-off round have come to, and may lead to others
+        await root.abulk_update_state(config, [clear])
+        state = await root.aget_state(config)
     known = _messages(state)
-    ids = {message.id for message in known}
-    missing = [*_results(known, why), *(message for message in said if message.id not in ids)]
+    ids = {message.id for message in known if isinstance(message, BaseMessage)}
+    missing = [*_results(known, why, results), *(message for message in said if message.id not in ids)]
     if missing:
-        added = StateUpdate({"messages": missing}, _writer(graph))
-        await graph.abulk_update_state(config, [[added], [StateUpdate(None, END)]])
+        # A channel without a reducer is overwritten by what it is given.
+        whole = [*known, *missing] if isinstance(graph.channels.get("messages"), LastValue) else missing
+        added = StateUpdate({"messages": whole}, _writer(graph))
+        await root.abulk_update_state(config, [[added], clear])
 
 
-def _messages(state: StateSnapshot) -> Sequence[BaseMessage]:
+def _messages(state: StateSnapshot) -> Sequence[Any]:
+    """As the graph has them: messages, unless it speaks a provider's own dialect."""
     values = state.values if isinstance(state.values, dict) else vars(state.values)
-    return values.get("messages") or ()
+    messages = values.get("messages")
+    return messages if isinstance(messages, list) else ()
 
 
-def _results(messages: Sequence[BaseMessage], why: str) -> Iterator[ToolMessage]:
-    """An error result for each call that has none."""
+def _results(messages: Sequence[Any], why: str, done: Results = MappingProxyType({})) -> Iterator[ToolMessage]:
+    """A result for each call that has none: its own where it is done, else an error."""
     answered = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
     last = next((message for message in reversed(messages) if isinstance(message, AIMessage)), None)
     if last is None:
         return
     for call in (*last.tool_calls, *last.invalid_tool_calls):
         if call["id"] is not None and call["id"] not in answered:
-            yield ToolMessage(f"Error: {why}", tool_call_id=call["id"], name=call["name"], status="error")
+            error = ToolMessage(f"Error: {why}", tool_call_id=call["id"], name=call["name"], status="error")
+            yield done.get(call["id"], error)
 
 
 def _writer(graph: Graph) -> str:

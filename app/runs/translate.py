@@ -11,7 +11,7 @@ messages open, and ``adopt`` has the call that is made anew go on in them.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -127,10 +127,12 @@ class Translator:
         self._labels = labels
         self._meter = meter
         self._models: dict[str, _Message | None] = {}
-        self._calling: set[str] = set()
+        self._calling: dict[str, str] = {}
+        self._worked: set[str] = set()
         self._held: list[_Message] = []
         self._adopted: set[str] = set()
         self._unsettled: dict[str, _Message] = {}
+        self._results: dict[str, tuple[str, ToolMessage]] = {}
         self._tools: dict[str, _Tool] = {}
         self._tool_runs: dict[str, str] = {}
         self._seen: set[str] = set()
@@ -184,18 +186,24 @@ class Translator:
         """``(message_id, text)`` of the root's messages that their nodes have not handed to the graph."""
         return [(one.message_id, text) for one in self._unsettled.values() if (text := "".join(one.text)).strip()]
 
+    def results(self) -> dict[str, ToolMessage]:
+        """What tools have come to whose nodes have not handed it to the graph, by the ids of their calls."""
+        return {call_id: message for call_id, (_, message) in self._results.items()}
+
     # Pauses
 
     @property
     def pausable(self) -> bool:
         """Whether a call can be broken off here and made anew: a model speaks, and no tool call is open.
 
-        A call that is over already, though its events are still on their way here, cannot: what comes after it may
-        have begun.
+        Its node is run anew from its beginning, so nothing else may have been done in it. A call that is over already,
+        though its events are still on their way here, cannot be broken off: what comes after it may have begun.
         """
         writing = (message for message in self._models.values() if message is not None)
-        idle = self._tools or any(message.calls for message in writing)
-        return bool(self._calling) and not idle and self._meter.speaks(self._calling)
+        done = self._tools or self._worked or any(message.calls for message in writing)
+        calls = {run_id: path for run_id, path in self._calling.items() if run_id not in self._meter.failed}
+        alone = len(set(calls.values())) == len(calls)  # in one node it could not be told which goes on with what
+        return bool(calls) and not done and alone and self._meter.speaks(calls.keys())
 
     def hold(self) -> list["Held"]:
         """The calls have been broken off; their messages stay open until they are made anew, or the run ends."""
@@ -206,13 +214,17 @@ class Translator:
         self.pause_after = None
         return [Held(one.message_id, *one.place, one.path, "".join(one.text)) for one in self._held]
 
-    def restore(self, held: Sequence["Held"]) -> None:
-        """Take over the messages that another process has held."""
+    def restore(self, held: Sequence["Held"], told: Iterable[Event]) -> None:
+        """Take over the messages that another process has held, and the ids in what it has told."""
+        for event in told:
+            if isinstance(event, MessageStarted):
+                self._told.add(event.message_id)
+            elif isinstance(event, ToolPending | ToolStarted):
+                self._seen.add(event.call_id)
         for one in held:
             message = _Message(one.message_id, (one.node, one.namespace), one.path)
             message.text.append(one.text)
             self._held.append(message)
-            self._told.add(one.message_id)
             self._settle_later(message)
             self.answer = message
             self._spoke = True
@@ -236,7 +248,7 @@ class Translator:
     def _model_start(self, raw: Raw, ts: int) -> Iterator[Event]:
         # A call that failed half way and is made anew in its node: what it said is void.
         path = _path(raw)
-        self._calling.add(raw["run_id"])
+        self._calling[raw["run_id"]] = path
         yield from self._discard(lambda message: message.path == path, ts)
 
     def _discard(self, anew: Callable[[_Message], bool], ts: int) -> Iterator[Event]:
@@ -276,7 +288,8 @@ class Translator:
 
     def _model_end(self, raw: Raw, ts: int) -> Iterator[Event]:
         run_id, output = raw["run_id"], raw["data"].get("output")
-        self._calling.discard(run_id)
+        self._calling.pop(run_id, None)
+        self._worked.add(_path(raw))
         message = self._models.get(run_id)
         if message is not None:
             yield from self._finish_message(message, ts)
@@ -305,10 +318,11 @@ class Translator:
         del self._models[message.message_id]
 
     def _open(self, message_id: str, raw: Raw) -> _Message:
+        # Some providers give the same id again and again; ours is unique in what a run has said and what it was given.
+        known = message_id in self._told or message_id in self._seen
+        told = f"{message_id}:{len(self._told)}" if known else message_id
         self._seen.add(message_id)
         self._spoke = True
-        # Some providers give the same id again and again; within a run ours is unique.
-        told = message_id if message_id not in self._told else f"{message_id}:{len(self._told)}"
         self._told.add(told)
         message = _Message(codec.text(told), self._place(raw), _path(raw))
         self._settle_later(message)
@@ -466,13 +480,17 @@ class Translator:
 
     def _tool_end(self, raw: Raw, ts: int) -> Iterator[Event]:
         call_id = self._tool_runs.pop(raw["run_id"], None)
+        self._worked.add(_path(raw))
+        output = raw["data"].get("output")
+        if isinstance(output, ToolMessage):
+            self._results[output.tool_call_id] = (_path(raw), output)
         if call_id in self._tools:
-            output = raw["data"].get("output")
             failed = isinstance(output, ToolMessage) and output.status == "error"
             yield self._finish_tool(call_id, "error" if failed else "ok", _tool_output(output), ts)
 
     def _tool_error(self, raw: Raw, ts: int) -> Iterator[Event]:
         call_id, error = self._tool_runs.pop(raw["run_id"], None), raw["data"]["error"]
+        self._worked.add(_path(raw))
         # A tool that waits for a person has no result yet; LangGraph tells of that by an exception.
         if call_id in self._tools and not isinstance(error, GraphInterrupt):
             yield self._finish_tool(call_id, "error", tool_error(error), ts)
@@ -526,10 +544,12 @@ class Translator:
         if raw["run_id"] == self._root:
             yield from self._root_end(raw, output, ts)
         elif _is_node(raw):
-            yield from self._resign(_path(raw), ts)
             path = _path(raw)
+            self._worked = {one for one in self._worked if not f"{one}|".startswith(f"{path}|")}
+            yield from self._resign(path, ts)
             for settled in [key for key, one in self._unsettled.items() if one.path == path]:
                 del self._unsettled[settled]
+            self._results = {key: one for key, one in self._results.items() if one[0] != path}
             for message in _messages(output):
                 if isinstance(message, AIMessage) and message.id not in self._seen:
                     yield from self._whole(message, raw, ts)

@@ -68,7 +68,7 @@ class _Call:
 
 
 class Meter(BaseCallbackHandler):
-    """A run's account. Also notes which calls failed, and which tool run answers which tool call; tells the watchdog.
+    """A run's account. Also notes which calls failed, and the tool call of each tool run, which the translator takes.
 
     ``streamed``: whether the call that failed last had sent something of its answer.
     """
@@ -153,11 +153,15 @@ class Meter(BaseCallbackHandler):
         """A call is over; the provider's numbers, where there are any, are in the response.
 
         Raises ``ProviderDropped`` for a stream of the OpenAI wire that closed cleanly but never said why: every
-        client library takes that for success, and the reader would be shown half an answer as a whole one.
+        client library takes that for success, and the reader would be shown half an answer as a whole one. And
+        ``CancelledError`` when the call has been cut: it has come to its end too late for the graph to go on with it.
         """
         call = self._close(run_id)
-        if call is None:
-            return
+        if call is not None:
+            self._end(call, response, run_id)
+        self._stop_if_cut(run_id)
+
+    def _end(self, call: _Call, response: LLMResult, run_id: UUID) -> None:
         message = _message(response)
         if message is None:
             if not call.chunks and not call.continued:
@@ -194,8 +198,7 @@ class Meter(BaseCallbackHandler):
     ) -> None:
         """LangChain's event stream leaves the call's id out; here it is still known."""
         self._scope.check()
-        if tool_call_id is not None:
-            self.call_ids[str(run_id)] = tool_call_id
+        self.call_ids[str(run_id)] = tool_call_id or ""
 
     def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
         """A model of ours tries again: the provider lives, and its first token has its time anew."""
@@ -203,9 +206,13 @@ class Meter(BaseCallbackHandler):
             wait_ms = data.get("wait_ms") if isinstance(data, dict) else None  # a user's event may have this name
             self._watchdog.retried(wait_ms / 1000 if isinstance(wait_ms, int) else 0)
 
-    def speaks(self, calls: Set[str]) -> bool:
-        """Whether all these calls still go on. The event stream lags behind: what it has not told may be over."""
-        return calls <= self._speaking
+    def speaks(self, told: Set[str]) -> bool:
+        """Whether these calls go on, and nothing else does: no other call, no tool, nothing that is over and not told.
+
+        The event stream, by which all that is told, lags behind the callbacks.
+        """
+        calls = {str(run_id) for run_id in list(self._calls)}.difference(self.failed)
+        return told == calls == self._speaking and not self.call_ids
 
     def skip(self, run_id: UUID) -> None:
         """The next chunk of this call repeats what was counted when its answer was paused."""

@@ -3,7 +3,7 @@
 Promises: the head of the response goes out at once, each batch of frames in one write, a comment after
 ``heartbeat_s`` of silence. The client's leaving is heard from the server's transport in every phase, also while
 nothing is being sent, or while a client that does not read holds a write up. Whatever ends the response, ``on_close``
-is called, once.
+is called, once; when the client leaves, as soon as it is heard.
 
 A heartbeat is a comment line without a blank line after it: several decoders take a blank line for an empty event
 once they have seen an id. For the same reason ``retry:`` is not a block of its own.
@@ -70,18 +70,30 @@ class EventStream(Response):
         self._source = source
         self._heartbeat_s = heartbeat_s
         self._on_close = on_close
+        self._closed = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send frames until they end or the client leaves, whichever is first."""
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(_until_disconnect, receive, group.cancel_scope)
+                group.start_soon(self._listen, receive, group.cancel_scope)
                 try:
                     await self._stream(send)
                 except BrokenFrames:
                     await _break_off(scope)
                 group.cancel_scope.cancel()
         finally:
+            self._close()
+
+    async def _listen(self, receive: Receive, scope: anyio.CancelScope) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._close()  # here already: the run must not wait until all of this has wound up
+        scope.cancel()
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
             self._on_close()
 
     async def _stream(self, send: Send) -> None:
@@ -144,12 +156,6 @@ async def _break_off(scope: Scope) -> None:
     if connection is not None:
         connection.abort()
         await anyio.sleep_forever()  # until the server has noticed, and tells of it as of any disconnect
-
-
-async def _until_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 def wants_stream(request: Request) -> bool:

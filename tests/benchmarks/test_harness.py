@@ -78,3 +78,24 @@ def test_the_text_of_tokens_is_found_in_both_servers_streams(script: Script) -> 
     empty = b'data: {"event":"on_chat_model_stream","data":{"chunk":{"content":"","id":"x"}}}\r\n\r\n'
     assert load.MILLRACE.findall(ours * 2) == [b'" a \\"word"'] * 2
     assert load.LANGSERVE.findall(theirs + empty) == [b'" word"']
+
+
+@pytest.mark.parametrize(
+    ("cancels", "live", "said"), [(200, 500, "held by 1 of 1"), (20, 500, "not judged"), (200, 20, "not judged")]
+)
+def test_an_aim_is_judged_only_under_the_load_and_the_count_that_it_is_for(
+    script: Script, cancels: int, live: int, said: str
+) -> None:
+    cancel = script("cancel")
+    cells = {("mid-token", "FIN"): cancel.Cell(cancels, [1.0] * cancels)}
+    load = cancel.Load(live, live, 10.0 * live, 0.5)
+    assert said in cancel._verdict(cancel.Measured("Millrace", cells, cancel.Cell(1), load), "live")
+
+
+def test_an_aim_is_not_held_by_a_cell_that_ran_out_of_time(script: Script) -> None:
+    cancel = script("cancel")
+    cells = {("mid-token", "FIN"): cancel.Cell(200, [1.0] * 30)}
+    verdict = cancel._verdict(
+        cancel.Measured("Millrace", cells, cancel.Cell(1), cancel.Load(500, 500, 5000.0, 0.5)), "live"
+    )
+    assert "held by 0 of 1" in verdict

@@ -16,6 +16,7 @@ from serving import Served, serving
 from app.simulator.server import Simulator
 from chains.assistant import build_assistant
 from chains.models import build_model
+from tools.calculator import build_calculator
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
@@ -37,7 +38,9 @@ def slow() -> Slow:
 @pytest.fixture(scope="module")
 def server(provider: Simulator, slow: Slow) -> Iterator[Served]:
     agents = {
-        "waits": build_assistant(build_model("openai:simulated", base_url=provider.base_url), [slow.tool]),
+        "waits": build_assistant(
+            build_model("openai:simulated", base_url=provider.base_url), [slow.tool, build_calculator()]
+        ),
         "nested": nested(provider.base_url),
         "asks": asks_a_person(),
         "fails": fails_after_a_call(),
@@ -189,6 +192,21 @@ async def test_a_cancel_during_a_tool_gives_each_open_call_an_error_and_the_next
     second = await turn(client, "waits", "[[say=Fine]] never mind", thread_id=thread)
     assert (second["status"], second["text"]) == ("completed", "Fine")
     assert no_order_was_refused(provider)
+
+
+async def test_a_tool_that_was_done_keeps_its_result_when_another_is_cut(
+    client: httpx.AsyncClient, slow: Slow, until: Until, thread: str
+) -> None:
+    entered = slow.entered
+    run = await start(client, "waits", "Please wait, and what is 6*7?", thread_id=thread)
+    await until(lambda: slow.entered > entered)
+    await seen(client, run["run_id"], "tool.finished")
+    await client.post(f"/runs/{run['run_id']}/cancel")
+    messages = (await client.get(f"/threads/{thread}")).json()["messages"]
+    assert {one["name"]: (one["status"], "42" in one["content"]) for one in messages if one["type"] == "tool"} == {
+        "calculator": ("success", True),
+        "wait": ("error", False),
+    }
 
 
 async def test_a_failed_run_leaves_the_thread_fit_for_the_next_turn(client: httpx.AsyncClient, thread: str) -> None:

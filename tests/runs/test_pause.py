@@ -1,5 +1,6 @@
 """A pause as a run sees it: where it may be broken off, what is kept, and how a call goes on with what was said."""
 
+import asyncio
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -43,19 +44,23 @@ def begun(**request: Any) -> Run:
     return run
 
 
-def raw(event: str, run_id: str, *, name: str = "x", **data: Any) -> dict[str, Any]:
-    return {"event": event, "run_id": run_id, "name": name, "tags": [], "metadata": {}, "parent_ids": [], "data": data}
+def raw(event: str, run_id: str, *, node: str = "", **data: Any) -> dict[str, Any]:
+    metadata = {"langgraph_node": node, "langgraph_checkpoint_ns": f"{node}:1"} if node else {}
+    return {
+        "event": event, "run_id": run_id, "name": node or "x", "tags": ["graph:step:1"], "metadata": metadata,
+        "parent_ids": [], "data": data,
+    }  # fmt: skip
 
 
 class Call:
     """A model call, whose callbacks are heard at once and whose events come when the test lets them."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.id = run, uuid4()
+    def __init__(self, run: Run, node: str = "") -> None:
+        self.run, self.id, self.node = run, uuid4(), node
         run.meter.on_chat_model_start({}, [[]], run_id=self.id)
 
     def told(self) -> "Call":
-        self.run.feed(raw("on_chat_model_start", str(self.id)))
+        self.run.feed(raw("on_chat_model_start", str(self.id), node=self.node))
         return self
 
     def says(self, chunk: AIMessageChunk) -> "Call":
@@ -86,26 +91,76 @@ async def test_a_call_can_be_broken_off_in_mid_answer() -> None:
 
 async def test_a_call_that_is_over_cannot_be_broken_off_though_its_events_are_still_on_their_way() -> None:
     run = begun()
-    call = Call(run).told().says(say("a")).ends()
+    call = Call(run, "one").told().says(say("a")).ends()
     run.want_pause("requested")
     assert run.scope.pausing is None
-    run.feed(raw("on_chat_model_end", str(call.id), output=AIMessage("a")))
-    Call(run).told()
+    run.feed(raw("on_chat_model_end", str(call.id), node="one", output=AIMessage("a")))
+    run.feed(raw("on_chain_end", "node", node="one"))
+    Call(run, "two").told()
     assert run.scope.pausing == "requested"
+
+
+async def test_a_node_that_has_done_something_already_is_not_made_anew() -> None:
+    run = begun()
+    call = Call(run, "one").told().ends()
+    run.want_pause("requested")
+    run.feed(raw("on_chat_model_end", str(call.id), node="one", output=AIMessage("a")))
+    Call(run, "one").told()
+    Call(run, "two").told()
+    assert run.scope.pausing is None
+
+
+async def test_two_calls_of_one_node_are_not_mixed_up() -> None:
+    run = begun()
+    Call(run, "one").told()
+    Call(run, "one").told()
+    run.want_pause("requested")
+    assert run.scope.pausing is None
+
+
+async def test_what_the_reader_has_not_been_told_of_is_not_broken_off() -> None:
+    for begins in ("on_chat_model_start", "on_tool_start"):
+        run = begun()
+        Call(run, "one").told().says(say("a"))
+        behind = getattr(run.meter, begins)  # in another branch
+        behind({}, [[]], run_id=uuid4())
+        run.want_pause("requested")
+        assert run.scope.pausing is None
+
+
+async def test_a_call_that_has_failed_and_is_made_anew_can_be_broken_off() -> None:
+    run = begun()
+    failed = Call(run, "one").told().says(say("a"))
+    run.meter.on_llm_error(ValueError(), run_id=failed.id)
+    Call(run, "one").told().says(say("b"))
+    run.want_pause("requested")
+    assert run.scope.pausing == "requested"
+
+
+async def test_a_call_that_ends_after_the_pause_was_decided_does_not_let_its_graph_go_on() -> None:
+    run = begun()
+    call = Call(run, "one").told().says(say("a"))
+    run.want_pause("requested")
+    with pytest.raises(asyncio.CancelledError):
+        call.ends()
+    run.stop()
+    assert run.meter.totals.output_tokens == 1
 
 
 async def test_a_call_that_asks_for_tools_is_let_finish_and_so_are_its_tools() -> None:
     run = begun()
-    call = Call(run).told().says(say("", piece("t", "{}", "c1", 0)))
+    call = Call(run, "ask").told().says(say("", piece("t", "{}", "c1", 0)))
     run.want_pause("requested")
     assert run.scope.pausing is None
     call.ends()
     message = AIMessage("", tool_calls=[{"name": "t", "args": {}, "id": "c1", "type": "tool_call"}])
-    run.feed(raw("on_chat_model_end", str(call.id), output=message))
-    run.feed(raw("on_tool_start", "tool", name="t", input={}))
-    Call(run).told()  # another branch's
+    run.feed(raw("on_chat_model_end", str(call.id), node="ask", output=message))
+    run.feed(raw("on_chain_end", "node", node="ask"))
+    run.feed(raw("on_tool_start", "tool", node="t", input={}))
+    Call(run, "other").told()  # another branch's
     assert run.scope.pausing is None
-    run.feed(raw("on_tool_end", "tool", output="ok"))
+    run.feed(raw("on_tool_end", "tool", node="t", output="ok"))
+    run.feed(raw("on_chain_end", "node", node="t"))
     assert run.scope.pausing == "requested"
 
 

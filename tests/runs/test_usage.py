@@ -384,6 +384,6 @@ async def test_a_tools_run_is_known_by_the_call_it_answers() -> None:
     config, run_id = calling(meter)
     await echo.ainvoke({"type": "tool_call", "name": "echo", "id": "call-1", "args": {"text": "a"}}, config)
     assert meter.call_ids == {run_id: "call-1"}
-    config, _ = calling(meter)
+    config, other = calling(meter)
     await echo.ainvoke({"text": "a"}, config)
-    assert meter.call_ids == {run_id: "call-1"}
+    assert meter.call_ids == {run_id: "call-1", other: ""}
