@@ -146,9 +146,8 @@ class Ledger:
             return self._unwritten[run_id]
         if self._db is None:
             return None
-        async with self._open.execute("SELECT row FROM runs WHERE run_id = ?", (run_id,)) as cursor:
-            found = await cursor.fetchone()
-        return None if found is None else orjson.loads(found[0])
+        found = await self._select("SELECT row FROM runs WHERE run_id = ?", run_id)
+        return orjson.loads(found[0][0]) if found else None
 
     async def rows(self, user: str, limit: int) -> Sequence[Row]:
         """The user's rows, newest first."""
@@ -156,15 +155,13 @@ class Ledger:
             return [row for row in reversed(self._unwritten.values()) if row["user"] == user]
         await self._write()
         query = "SELECT row FROM runs WHERE user = ? ORDER BY created_at DESC LIMIT ?"
-        async with self._open.execute(query, (user, limit)) as cursor:
-            return [orjson.loads(found[0]) async for found in cursor]
+        return [orjson.loads(found) for (found,) in await self._select(query, user, limit)]
 
     async def thread(self, thread_id: str) -> ThreadRow | None:
         """Whose thread it is; ``None`` when nobody has spoken on it."""
         query = "SELECT thread_id, user, agent, created_at, updated_at FROM threads WHERE thread_id = ?"
-        async with self._open.execute(query, (thread_id,)) as cursor:
-            found = await cursor.fetchone()
-        return None if found is None else ThreadRow(*found)
+        found = await self._select(query, thread_id)
+        return ThreadRow(*found[0]) if found else None
 
     async def claim(self, thread_id: str, user: str, agent: str) -> ThreadRow:
         """The thread's row; it is this user's and this agent's when it is new. The first claim counts."""
@@ -190,8 +187,11 @@ class Ledger:
 
     async def held(self) -> list[bytes]:
         """The paused runs."""
-        async with self._open.execute("SELECT data FROM paused") as cursor:
-            return [data async for (data,) in cursor]
+        return [data for (data,) in await self._select("SELECT data FROM paused")]
+
+    async def _select(self, query: str, *parameters: Any) -> Sequence[Any]:
+        # In one go: a reader that stands open would refuse the writes of this connection once the saver's has written.
+        return list(await self._open.execute_fetchall(query, parameters))
 
     @property
     def _open(self) -> aiosqlite.Connection:

@@ -570,8 +570,8 @@ def _refuse_turn(state: StateSnapshot, request: RunRequest) -> None:
 
 
 def _passed_on(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a client's metadata the graph and its callbacks are given."""
-    return {name: value for name, value in metadata.items() if not name.startswith(RESERVED)}
+    """What of a client's metadata the graph and its callbacks are given; a checkpoint takes no larger integers."""
+    return {name: codec.plain(value) for name, value in metadata.items() if not name.startswith(RESERVED)}
 
 
 def _refuse_unsupported(agent: Agent, request: RunRequest, brought: Brought) -> None:

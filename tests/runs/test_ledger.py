@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.base import empty_checkpoint
 
 from app.runs.ledger import MAX_UNWRITTEN, MEMORY, Ledger, LedgerInUse
 
@@ -140,3 +141,29 @@ async def test_before_it_is_open_it_remembers_what_is_put() -> None:
     assert await ledger.row("b") is None
     assert await ledger.rows("ann", 1) == [row("a")]
     await ledger.close()
+
+
+async def put(ledger: Ledger, number: int) -> None:
+    config: Any = {"configurable": {"thread_id": f"t{number}", "checkpoint_ns": ""}}
+    await ledger.saver.aput(config, empty_checkpoint(), {}, {})
+
+
+async def test_a_checkpoint_whose_run_is_cancelled_meanwhile_keeps_nobody_else_out(tmp_path: Path) -> None:
+    """LangGraph's saver writes in one step and commits in another."""
+    async with opened(tmp_path / "m.db") as ledger:
+        for number in range(100):
+            writing = asyncio.create_task(put(ledger, number))
+            await asyncio.sleep(number / 100_000)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            async with asyncio.timeout(2):  # of the five seconds for which a lock is waited for
+                await ledger.claim(f"t{number}", "ann", "one")
+
+
+async def test_readers_keep_no_writer_out(tmp_path: Path) -> None:
+    async with opened(tmp_path / "m.db") as ledger:
+        for number in range(200):
+            ledger.put(row(f"r{number}"))
+        for number in range(100):
+            everything = [ledger.claim(f"t{number}", "ann", "one"), put(ledger, number), ledger.thread("t0")]
+            await asyncio.gather(ledger.rows("ann", 200), *everything, ledger.hold(f"r{number}", b"x"), ledger.held())

@@ -50,8 +50,8 @@ async def breaks() -> None:
 class Disturbed(Ledger):
     """Its methods do first what ``before`` says: wait, or fail."""
 
-    def __init__(self, path: Path | str = MEMORY, **before: Callable[[], Awaitable[None]]) -> None:
-        super().__init__(str(path))
+    def __init__(self, path: Path | None = None, **before: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(MEMORY if path is None else str(path))
         self.before = before
 
     async def _first(self, method: str) -> None:
@@ -219,8 +219,6 @@ async def test_a_drain_does_not_wait_for_what_pauses() -> None:
 
 async def test_a_start_that_looked_at_its_thread_while_the_server_drained_is_refused() -> None:
     claim = Gate()
-    async with runner_of(graph_of(("n", Gate()))) as runner:
-        pass
     async with runner_of(graph_of(("n", Gate())), Disturbed(claim=claim)) as runner:
         starting = asyncio.create_task(start(runner, thread_id="t"))
         await claim.reached.wait()
@@ -236,7 +234,7 @@ async def test_a_start_that_looked_at_its_thread_while_the_server_drained_is_ref
 @pytest.mark.parametrize("thread", [None, "t"])
 @pytest.mark.parametrize("failing", ["hold", "release", "touch"])
 async def test_a_run_goes_on_and_ends_whatever_the_disk_does(thread: str | None, failing: str) -> None:
-    async with paused(Disturbed(**{failing: breaks}), thread_id=thread) as (runner, run):
+    async with paused(Disturbed(None, **{failing: breaks}), thread_id=thread) as (runner, run):
         await runner.resume(run)
         assert await ended(run) == ("completed", None)
         assert await text_of(run) == "It rains"
@@ -394,10 +392,7 @@ async def test_of_two_starts_in_the_same_moment_one_has_the_thread() -> None:
     gate = Gate()
     async with runner_of(graph_of(("n", gate))) as runner:
         both = await asyncio.gather(*(start(runner, thread_id="t") for _ in range(2)), return_exceptions=True)
-        assert sorted(type(one) for one in both) == sorted([Run, Conflict], key=id) or {type(one) for one in both} == {
-            Run,
-            Conflict,
-        }
+        assert {type(one) for one in both} == {Run, Conflict}
         gate.open.set()
         assert await ended(next(one for one in both if isinstance(one, Run))) == ("completed", None)
 
@@ -514,7 +509,9 @@ async def test_a_state_without_a_reducer_keeps_what_it_had() -> None:
 
 async def test_an_answer_that_was_cut_is_kept_though_its_provider_repeats_its_ids() -> None:
     gate = Gate()
-    model = Scripted(turns=[[AIMessageChunk("first", id="x")], [AIMessageChunk("second", id="x"), gate]])
+    model = Scripted(
+        turns=[[AIMessageChunk(content="first", id="x")], [AIMessageChunk(content="second", id="x"), gate]]
+    )
     async with runner_of(graph_of(("talk", asks(model)))) as runner:
         await ended(await start(runner, thread_id="t"))
         run = await start(runner, "more", thread_id="t")
@@ -540,20 +537,7 @@ async def test_of_several_questions_each_is_answered_by_its_id() -> None:
         assert (await conversation(runner))[1:] == [("ai", "a: yes"), ("ai", "b: yes")]
 
 
-async def test_a_cancel_during_a_write_to_the_disk_keeps_nobody_else_out(tmp_path: Path) -> None:
-    """LangGraph's saver commits in a second step, which a cancel keeps from being taken."""
-    async with runner_of(graph_of(("n", lambda _: {})), Ledger(str(tmp_path / "m.db"))) as runner:
-        for steps in range(60):
-            run = await start(runner, thread_id="t")
-            for _ in range(steps):
-                await asyncio.sleep(0)
-            run.scope.end(Ending("cancelled", "requested"))
-            await ended(run)
-            async with asyncio.timeout(4):  # of SQLite's five seconds for a lock
-                await runner._ledger.claim(f"t{steps}", "ann", "one")
-
-
-async def test_the_clock_of_a_run_that_repaired_its_thread_stands_still_in_its_pause() -> None:
+async def test_no_deadline_runs_on_in_a_pause() -> None:
     gate = Gate()
     async with runner_of(talker(gate), timing=Timing(run_timeout_s=3600)) as runner:
         run = await start(runner, thread_id="t")
