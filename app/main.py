@@ -50,7 +50,7 @@ from tools.weather import build_weather
 
 logger = logging.getLogger("millrace")
 
-SELDOM = (50_000, 20, 10)
+SELDOM = (10_000, 10, 20)
 """After how many new objects the young are collected, and after how many of these collections the older."""
 
 ROOT = Path(__file__).resolve().parent.parent

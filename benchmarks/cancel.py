@@ -43,7 +43,7 @@ HESITATION_S = {"idle": (0.002, 0.03), "live": (0.0, 0.3)}
 """How long a client waits before it cancels: by chance, longer than a turn of the server's loop."""
 
 TOKENS_PER_SECOND = {"idle": 100, "live": 10}
-CELL_S = 60.0
+CELL_S = 25.0
 """So long at the most for each way in each phase; where it was not enough, the table tells how many it was."""
 
 GIVEN_UP_S = {"idle": 3.0, "live": 20.0}

@@ -222,7 +222,7 @@ def test_settings_are_shown_with_value_default_and_meaning_and_no_key(tmp_path: 
 def test_told_to_stop_it_ends_its_streams_with_their_last_event(
     tmp_path: Path, provider: Simulator, number: signal.Signals
 ) -> None:
-    with served(cwd=tmp_path, OPENAI_BASE_URL=provider.base_url) as (url, process, lines):
+    with served(cwd=tmp_path, OPENAI_BASE_URL=provider.base_url, MILLRACE_DRAIN_GRACE_S="0") as (url, process, lines):
         body = {"input": "[[first_token_s=60]] think"}
         with httpx.stream(
             "POST", f"{url}/agents/chat/runs", json=body, headers={"Accept": "text/event-stream"}

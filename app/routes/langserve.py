@@ -9,7 +9,7 @@ the whole process: two servers in a process would break each other, and a signal
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, ClassVar, cast
 from urllib.parse import urlsplit
@@ -60,7 +60,7 @@ def langserve_routes(runner: Runner, *, heartbeat_s: float = 5.0) -> APIRouter:
             router,
             AgentRunnable(runner, agent),
             path=f"/agents/{agent.name}",
-            config_keys=("configurable",) if agent.configurable or agent.has_threads else (),
+            config_keys=("configurable",) if agent.configurable else (),
             per_req_config_modifier=_with_run_id,
             serializer=WireSerializer(),
         )
@@ -113,6 +113,9 @@ class CallRoute(APIRoute):
         # A batch's items have an id each, which LangServe gives them.
         request.state.run_id = None if batch else str(uuid4())
         who = Caller(request.state.user, at_playground=urlsplit(request.headers.get("referer", "")).path.endswith(PAGE))
+        if not batch and isinstance(sent["config"], dict):
+            # LangServe would have to show it in the playground's form, which knows no text that may be missing.
+            who.thread_id = (sent["config"].get("configurable") or {}).get("thread_id")
         caller.set(who)
         with ExitStack() as leaving:
             leaving.callback(who.close)
@@ -269,11 +272,13 @@ def _check(sent: Any, agent: Agent, *, batch: bool) -> Any:
     if batch and isinstance(config, list) and len(config) != len(sent["inputs"]):
         raise _wrong("config", "must be one object, or a list with one for each of the inputs")
     for one in config if batch and isinstance(config, list) else [config]:
-        _check_configurable(one.get("configurable") if isinstance(one, dict) else None, agent)
+        # The items of a batch run side by side, so they cannot be turns of one conversation.
+        allowed = agent.configurable | ({"thread_id"} if agent.has_threads and not batch else set())
+        _check_configurable(one.get("configurable") if isinstance(one, dict) else None, agent, allowed)
     return sent
 
 
-def _check_configurable(asked: Any, agent: Agent) -> None:
+def _check_configurable(asked: Any, agent: Agent, allowed: Collection[str]) -> None:
     if asked is None:
         return
     if not isinstance(asked, dict):
@@ -282,8 +287,7 @@ def _check_configurable(asked: Any, agent: Agent) -> None:
     if thread_id is not None and not (isinstance(thread_id, str) and 0 < len(thread_id) <= MAX_THREAD_ID):
         raise _wrong("config.configurable.thread_id", f"must be a text of 1 to {MAX_THREAD_ID} characters")
     # What starts with "__" or "checkpoint_" is LangGraph's own, in the config of every step of a client's graph.
-    allowed = agent.configurable | ({"thread_id"} if agent.has_threads else set())
-    refused = sorted(one for one in set(asked) - allowed if not one.startswith(("__", "checkpoint_")))
+    refused = sorted(one for one in asked if one not in allowed and not one.startswith(("__", "checkpoint_")))
     if refused:
         detail = [{"field": f"config.configurable.{name}", "message": "cannot be set"} for name in refused]
         raise InvalidInput(f"{detail[0]['field']} cannot be set for agent {agent.name!r}", detail=detail)

@@ -38,11 +38,13 @@ class Caller:
     """Whoever sent the request being served: a reader of every run it starts, until it is closed.
 
     ``at_playground``: a person at LangServe's page rather than a program. ``started`` is done with its first run.
+    ``thread_id``: the conversation it goes on with.
     """
 
     def __init__(self, user: str, *, at_playground: bool = False) -> None:
         self.user = user
         self.at_playground = at_playground
+        self.thread_id: str | None = None
         self.runs: list[str] = []
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._attachments: list[Attachment] = []
@@ -64,10 +66,6 @@ class Caller:
             attachment.close()
 
 
-THREAD = ConfigurableFieldSpec(
-    id="thread_id", annotation=str | None, name="Thread", description="The conversation to go on with.", default=None
-)
-
 caller: ContextVar[Caller] = ContextVar("caller")
 """Set by the route, in its request's own context."""
 
@@ -86,8 +84,7 @@ class AgentRunnable(Runnable[Any, Any]):
     @override
     def config_specs(self) -> list[ConfigurableFieldSpec]:
         allowed = self._agent.configurable
-        specs = [spec for spec in self._agent.runnable.config_specs if spec.id in allowed]
-        return [*specs, THREAD] if self._agent.has_threads else specs
+        return [spec for spec in self._agent.runnable.config_specs if spec.id in allowed]
 
     @override
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
@@ -174,15 +171,13 @@ class AgentRunnable(Runnable[Any, Any]):
         callbacks: Sequence[BaseCallbackHandler] = (),
     ) -> Run:
         config = config or {}
-        configurable = dict(config.get("configurable", {}))
-        thread_id = configurable.pop("thread_id", None)
-        passed: RunnableConfig = {"configurable": configurable}
+        passed: RunnableConfig = {"configurable": config.get("configurable", {})}
         if "run_name" in config:
             passed["run_name"] = config["run_name"]
         who = caller.get()
         run = await self._runner.start(
             self._agent,
-            RunRequest(input=value, thread_id=thread_id),
+            RunRequest(input=value, thread_id=who.thread_id),
             user=who.user,
             streams=True,
             run_id=run_id,

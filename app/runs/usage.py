@@ -97,13 +97,11 @@ class Meter(BaseCallbackHandler):
         **kwargs: Any,
     ) -> None:
         """A chat model is called."""
-        self._scope.check()
         provider = (metadata or {}).get("ls_provider")
         self._open(run_id, _Call(messages[0] if messages else [], [], provider in ("openai", "azure")))
 
     def on_llm_start(self, serialized: dict[str, Any], prompts: list[str], *, run_id: UUID, **kwargs: Any) -> None:
         """A text-completion model is called."""
-        self._scope.check()
         self._open(run_id, _Call([], prompts, finish_required=False))
 
     def on_llm_new_token(
@@ -241,6 +239,13 @@ class Meter(BaseCallbackHandler):
             raise asyncio.CancelledError("the call was cut")
 
     def _open(self, run_id: UUID, call: _Call) -> None:
+        if self._scope.over:
+            # In a thread nothing else stops it. On the loop a cancel is on its way, and the first chunk is refused; to
+            # raise here would leave the coroutines of LangChain's other callbacks unawaited.
+            if not _on_a_loop():
+                self._scope.check()
+            self._cut.add(run_id)
+            return
         self._calls[run_id] = call
         self._speaking.add(str(run_id))
         if self._watchdog is not None:
@@ -270,6 +275,14 @@ class Meter(BaseCallbackHandler):
             cost_usd=None,
             estimated=estimated,
         )
+
+
+def _on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _message(response: LLMResult) -> AIMessage | None:

@@ -84,13 +84,10 @@ def open_requests(provider: Simulator) -> int:
     return sum(1 for one in provider.requests if one.ended is None)
 
 
-@pytest.mark.parametrize("agent", ["chat", "assistant"])
-@pytest.mark.parametrize("thread", [None, "t-paragraph"])
+@pytest.mark.parametrize(("agent", "thread"), [("chat", None), ("assistant", None), ("assistant", "t-paragraph")])
 async def test_an_answer_pauses_after_its_first_paragraph_and_goes_on_to_its_end(
     client: httpx.AsyncClient, provider: Simulator, until: Until, agent: str, thread: str | None
 ) -> None:
-    if agent == "chat" and thread is not None:
-        pytest.skip("a chain has no threads: tests/routes/test_threads.py")
     expected = await whole(client, agent, PARAGRAPHS)
     options = {} if thread is None else {"thread_id": thread}
     run_id = await start(client, agent, PARAGRAPHS, pause_after="paragraph", **options)
