@@ -1,6 +1,6 @@
 """A provider falls silent, or refuses: the built-in agents' runs end in time, or ask once more where it is safe."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -13,20 +13,8 @@ Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[Simulator]:
-    with Simulator(tokens_per_second=200) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
 def server(provider: Simulator) -> Iterator[Served]:
     with serving(openai_base_url=provider.base_url) as one:
-        yield one
-
-
-@pytest.fixture
-async def client(server: Served) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server.url, timeout=20) as one:
         yield one
 
 

@@ -1,7 +1,7 @@
 """A provider that fails: the run says how, keeps what came, and has exactly one end."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -27,12 +27,6 @@ def server(provider: Simulator) -> Iterator[Served]:
         "unstreamed": openai(provider.base_url, disable_streaming=True),
     }
     with serving(agents, openai_base_url=provider.base_url) as one:
-        yield one
-
-
-@pytest.fixture
-async def client(server: Served) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server.url, timeout=30) as one:
         yield one
 
 

@@ -33,12 +33,6 @@ def slow() -> Slow:
     return Slow()
 
 
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Simulator]:
-    with Simulator(tokens_per_second=200) as one:
-        yield one
-
-
 @pytest.fixture
 def server(provider: Simulator, slow: Slow) -> Iterator[Served]:
     with serving({"slow": slow.agent}, openai_base_url=provider.base_url) as one:

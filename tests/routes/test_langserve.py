@@ -187,11 +187,6 @@ def provider() -> Iterator[Simulator]:
 
 
 @pytest.fixture(scope="module")
-def slow() -> Slow:
-    return Slow()
-
-
-@pytest.fixture(scope="module")
 def flood() -> Flood:
     return Flood()
 

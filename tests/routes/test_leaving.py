@@ -23,17 +23,6 @@ SILENT = "[[first_token_s=60]] think"
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[Simulator]:
-    with Simulator(tokens_per_second=200) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def slow() -> Slow:
-    return Slow()
-
-
-@pytest.fixture(scope="module")
 def server(provider: Simulator, slow: Slow) -> Iterator[Served]:
     agents = {
         "nested": nested(provider.base_url),
@@ -42,12 +31,6 @@ def server(provider: Simulator, slow: Slow) -> Iterator[Served]:
         "consults": asks_model_in_tool(provider.base_url),
     }
     with serving(agents, openai_base_url=provider.base_url) as one:
-        yield one
-
-
-@pytest.fixture
-async def client(server: Served) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server.url, timeout=20) as one:
         yield one
 
 

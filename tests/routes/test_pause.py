@@ -1,7 +1,7 @@
 """Pause and continue: nothing is billed while a run stands still, and the answer goes on as if it never had."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -24,28 +24,11 @@ LONG = "[[tokens=400]] Tell me more"
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[Simulator]:
-    with Simulator(tokens_per_second=200) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def slow() -> Slow:
-    return Slow()
-
-
-@pytest.fixture(scope="module")
 def server(provider: Simulator, slow: Slow) -> Iterator[Served]:
     with serving(openai_base_url=provider.base_url, pause_timeout_s=30) as one:
         model = build_model("openai:simulated", base_url=provider.base_url)
         waits = Agent("waits", build_assistant(model, [slow.tool]), served_model=True)
         one.runner.agents = {**one.runner.agents, "waits": waits}
-        yield one
-
-
-@pytest.fixture
-async def client(server: Served) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server.url, timeout=20) as one:
         yield one
 
 

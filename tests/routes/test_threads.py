@@ -1,6 +1,6 @@
 """Conversations: they go on whatever ended the last turn, by a provider that refuses an illegal order of messages."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -25,17 +25,6 @@ SILENT = "[[first_token_s=60]] think"
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[Simulator]:
-    with Simulator(tokens_per_second=200) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def slow() -> Slow:
-    return Slow()
-
-
-@pytest.fixture(scope="module")
 def server(provider: Simulator, slow: Slow) -> Iterator[Served]:
     agents = {
         "waits": build_assistant(
@@ -46,12 +35,6 @@ def server(provider: Simulator, slow: Slow) -> Iterator[Served]:
         "fails": fails_after_a_call(),
     }
     with serving(agents, openai_base_url=provider.base_url) as one:
-        yield one
-
-
-@pytest.fixture
-async def client(server: Served) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server.url, timeout=20) as one:
         yield one
 
 

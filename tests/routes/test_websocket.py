@@ -34,11 +34,6 @@ def provider() -> Iterator[Simulator]:
 
 
 @pytest.fixture(scope="module")
-def slow() -> Slow:
-    return Slow()
-
-
-@pytest.fixture(scope="module")
 def server(provider: Simulator, slow: Slow) -> Iterator[Served]:
     agents = {
         "branches": branches(provider.base_url),
@@ -47,12 +42,6 @@ def server(provider: Simulator, slow: Slow) -> Iterator[Served]:
     }
     origins = ["https://app.example"]
     with serving(agents, openai_base_url=provider.base_url, cors_origins=origins) as one:
-        yield one
-
-
-@pytest.fixture
-async def client(server: Served) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server.url, timeout=20) as one:
         yield one
 
 
