@@ -14,6 +14,7 @@ errors         the tree of errors: code, HTTP status, retryable
 settings       every knob, typed, the unit in its name; read by main and cli alone
 events         what can happen in a run and in which order: frozen payloads, the legal order, one codec
 eventlog       keeps each run's events in order and hands them to any number of readers
+limits         who may start, how fast, how much: the door of every start, the gate of every model call
 runs           turns one request into one log; owns every task. The only room that knows LangChain
 protocols      our events in a client's words: parse a request, encode an event
 transports     frames on a wire: heartbeats, disconnects, bounds on what comes in
@@ -28,7 +29,8 @@ cli            the command ``millrace``
 Beside it stand ``chains/`` (the built-in agents; they know ``tools/`` and nothing of the server) and ``tools/``
 (one tool a file; they know neither). Who may import whom is law, kept by ``tests/test_layers.py``::
 
-    errors < events < eventlog < runs;  errors < events < protocols < transports;  all of these < routes < main < cli
+    errors < events < eventlog, limits < runs;  errors < events < protocols < transports;
+    all of these < routes < main < cli
 """
 
 import importlib.util

@@ -14,8 +14,14 @@
     ├── UnsupportedMedia       415  the body is not plain JSON
     ├── InvalidInput           422  readable, and wrong in a named field
     │   └── Unsupported        422  this agent cannot do what was asked
+    ├── TooManyRequests        429  a limit of this user's
+    │   ├── TooManyStreams     429  as many runs at once as may be
+    │   ├── TooManyReaders     429  as many open streams as may be
+    │   ├── RateLimited        429  as many requests a minute as may be
+    │   └── BudgetExhausted    429  the day's tokens or money are used up
     ├── RunFailed              502  a run that was waited for did not end well
     └── Unavailable            503  the server is going away
+        └── UpstreamBusy       503  too many calls wait for the model provider
 
 A message is written for whoever sent the request: it says what to do, and never carries a trace, a key or a path
 of the machine. An error that is not in this tree is a defect; it reaches the client as ``internal_error`` alone.
@@ -129,6 +135,44 @@ class Unsupported(InvalidInput):
     code = "unsupported_by_agent"
 
 
+class TooManyRequests(MillraceError):
+    """A limit of this user's is reached; nothing was consumed by asking."""
+
+    code = "too_many_requests"
+    status = 429
+    retryable = True
+
+
+class TooManyStreams(TooManyRequests):
+    """The user has as many live runs as may be."""
+
+    code = "too_many_streams"
+
+    def __init__(self, *, retry_after_ms: int | None = None) -> None:
+        super().__init__(
+            "Maximum concurrent streams reached. Please wait for an existing response to complete.",
+            retry_after_ms=retry_after_ms,
+        )
+
+
+class TooManyReaders(TooManyRequests):
+    """The user has as many open streams as may be, over all runs."""
+
+    code = "too_many_readers"
+
+
+class RateLimited(TooManyRequests):
+    """The user has made as many requests within a minute as may be."""
+
+    code = "rate_limited"
+
+
+class BudgetExhausted(TooManyRequests):
+    """The user's tokens or money for the day are used up."""
+
+    code = "budget_exhausted"
+
+
 class RunFailed(MillraceError):
     """A run whose answer was waited for ended otherwise than well; ``reason`` is the code of its ``error`` event."""
 
@@ -142,3 +186,9 @@ class Unavailable(MillraceError):
     code = "draining"
     status = 503
     retryable = True
+
+
+class UpstreamBusy(Unavailable):
+    """Too many model calls wait, or this one has waited for too long."""
+
+    code = "upstream_busy"
