@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,17 @@ class Served:
     def run(self, run_id: str) -> Run:
         """A run's inside; it lives in the server's thread, so look only."""
         return self.runner._runs[run_id]
+
+
+def open_requests(provider: Simulator) -> int:
+    """Requests that the provider has not ended, nor its client."""
+    return sum(1 for one in provider.requests if one.ended is None)
+
+
+async def settled(server: Served, provider: Simulator, until: Callable[[Callable[[], bool]], Awaitable[None]]) -> None:
+    """Wait until nothing of any run is left: no task, no request at the provider."""
+    await until(lambda: server.runner.live == 0)
+    await until(lambda: open_requests(provider) == 0)
 
 
 @contextmanager

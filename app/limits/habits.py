@@ -17,9 +17,10 @@ MAX_KNOWN = 10_000
 
 
 class Habits:
-    """The last answers, by whom and from which agent."""
+    """The last answers, by whom and from which agent, of at most ``max_known`` pairs."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_known: int = MAX_KNOWN) -> None:
+        self._max_known = max_known
         self._answers: dict[tuple[str, str], deque[tuple[int, bool]]] = {}
 
     def note(self, user: str, agent: str, tokens: int, *, stopped: bool) -> None:
@@ -27,7 +28,7 @@ class Habits:
         answers = self._answers.pop((user, agent), None) or deque(maxlen=LAST)
         answers.append((tokens, stopped))
         self._answers[user, agent] = answers  # behind those that were heard of before
-        if len(self._answers) > MAX_KNOWN:
+        if len(self._answers) > self._max_known:
             del self._answers[next(iter(self._answers))]
 
     def ceiling(self, user: str, agent: str) -> int | None:

@@ -15,7 +15,7 @@ mistake is refused as a whole, with the line of it.
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,6 @@ class Policy:
     def of(self, user: str) -> Limits:
         """The user's own, or everybody's."""
         return self._users.get(user, self.default)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._users)
 
 
 MOST: Mapping[str, float] = {

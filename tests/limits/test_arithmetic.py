@@ -107,3 +107,11 @@ def test_the_ceiling_follows_from_the_last_five_answers_alone(answers: list[tupl
     else:
         assert habits.ceiling("u", "chat") == max(128, round(1.5 * median(tokens for tokens, _ in last)))
     assert habits.ceiling("u", "other") is None
+
+
+def test_users_not_heard_of_for_longest_are_forgotten_first() -> None:
+    habits = Habits(max_known=2)
+    for user in ("a", "b", "a", "c"):
+        for _ in range(3):
+            habits.note(user, "chat", 10, stopped=True)
+    assert [habits.ceiling(user, "chat") for user in "abc"] == [128, None, 128]

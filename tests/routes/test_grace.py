@@ -9,7 +9,7 @@ import pytest
 from httpx_sse import aconnect_sse
 from proxy import proxying
 from scripted import Gate, Scripted, words
-from serving import Served, serving
+from serving import Served, open_requests, serving
 
 from app.simulator.server import Simulator
 
@@ -77,10 +77,6 @@ async def background(server: Served, agent: str, **body: object) -> str:
     async with httpx.AsyncClient(base_url=server.url) as client:
         answer = await client.post(f"/agents/{agent}/runs", json={"input": "Tell me.", **body})
         return str(answer.json()["run_id"])
-
-
-def open_requests(provider: Simulator) -> int:
-    return sum(1 for one in provider.requests if one.ended is None)
 
 
 async def test_who_comes_back_within_the_grace_finds_the_run_and_misses_nothing(

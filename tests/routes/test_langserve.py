@@ -40,7 +40,7 @@ from langgraph.graph.message import add_messages
 from langserve import RemoteRunnable
 from langserve.lzstring import LZString
 from pydantic import BaseModel
-from serving import Served, running, serving
+from serving import Served, running, serving, settled
 
 from app.routes import errors
 from app.routes.access import LoopbackOnly
@@ -623,12 +623,6 @@ async def anext_forever(items: AsyncIterator[Any]) -> None:
 
 def open_and_talking(provider: Simulator) -> list[bool]:
     return [one.tokens_sent > 3 for one in provider.requests if one.ended is None]
-
-
-async def settled(server: Served, provider: Simulator, until: Until) -> None:
-    """Nothing of any run is left: no task, no request at the provider."""
-    await until(lambda: server.runner.live == 0)
-    await until(lambda: all(one.ended is not None for one in provider.requests))
 
 
 @pytest.mark.parametrize("call", CALLS)

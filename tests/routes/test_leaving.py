@@ -12,7 +12,7 @@ import httpx
 import pytest
 from graphs import Slow, asks_model_in_tool, branches, nested, tool_caller
 from httpx_sse import aconnect_sse
-from serving import Served, serving
+from serving import Served, open_requests, serving, settled
 
 from app.simulator.server import Simulator
 
@@ -32,16 +32,6 @@ def server(provider: Simulator, slow: Slow) -> Iterator[Served]:
     }
     with serving(agents, openai_base_url=provider.base_url) as one:
         yield one
-
-
-def open_requests(provider: Simulator) -> int:
-    return sum(1 for one in provider.requests if one.ended is None)
-
-
-async def settled(server: Served, provider: Simulator, until: Until) -> None:
-    """Nothing of the run is left: no task, no request at the provider."""
-    await until(lambda: server.runner.live == 0)
-    await until(lambda: open_requests(provider) == 0)
 
 
 def row(server: Served) -> dict[str, Any]:

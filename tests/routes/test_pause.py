@@ -8,7 +8,7 @@ import httpx
 import pytest
 from graphs import Slow
 from httpx_sse import ServerSentEvent, aconnect_sse
-from serving import Served, serving
+from serving import Served, open_requests, serving
 
 from app.runs.agent import Agent
 from app.simulator.server import Simulator
@@ -61,10 +61,6 @@ async def whole(client: httpx.AsyncClient, agent: str, text: str) -> str:
     assert answer["status"] == "completed"
     said: str = answer["text"]
     return said
-
-
-def open_requests(provider: Simulator) -> int:
-    return sum(1 for one in provider.requests if one.ended is None)
 
 
 @pytest.mark.parametrize(("agent", "thread"), [("chat", None), ("assistant", None), ("assistant", "t-paragraph")])

@@ -14,7 +14,7 @@ import pytest
 from graphs import Slow, branches, tool_caller
 from langchain_core.runnables import RunnableLambda
 from scripted import Scripted, words
-from serving import Served, serving
+from serving import Served, open_requests, serving, settled
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
@@ -85,16 +85,6 @@ async def talking(server: Served, **options: Any) -> AsyncIterator[Talk]:
 async def talk(server: Served) -> AsyncIterator[Talk]:
     async with talking(server) as one:
         yield one
-
-
-def open_requests(provider: Simulator) -> int:
-    return sum(1 for one in provider.requests if one.ended is None)
-
-
-async def settled(server: Served, provider: Simulator, until: Until) -> None:
-    """Nothing of the runs is left: no task, no request at the provider."""
-    await until(lambda: server.runner.live == 0)
-    await until(lambda: open_requests(provider) == 0)
 
 
 async def sse_of(client: httpx.AsyncClient, run_id: str, stream_id: str) -> list[str]:

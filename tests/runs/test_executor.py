@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrou
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
+from runners import runner_of
 from scripted import Scripted, words
 
 from app.events.event import Event, RunFinished, Token
 from app.events.request import RunRequest
-from app.runs.agent import Agent
 from app.runs.executor import NodeExecutor, blocking_nodes, installed, occupant
 from app.runs.run import Run
 from app.runs.runner import Runner
@@ -294,17 +294,6 @@ def test_the_nodes_that_a_cancel_does_not_stop_at_once_are_named() -> None:
 
 
 # Runs
-
-
-@asynccontextmanager
-async def runner_of(runnable: Runnable[Any, Any]) -> AsyncIterator[Runner]:
-    runner = Runner({"one": Agent("one", runnable)}, strict=True)
-    await runner.open()
-    try:
-        yield runner
-    finally:
-        async with asyncio.timeout(20):
-            await runner.close()
 
 
 async def start(runner: Runner, text: str = "hi") -> Run:

@@ -7,7 +7,6 @@ import logging
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -21,14 +20,13 @@ from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import interrupt
+from runners import Halt, runner_of, told
 from scripted import Scripted, Step, say, usage, words
 from typing_extensions import override
 
 from app.errors import InvalidInput, NotFound, RunExpired, Unavailable, Unsupported
-from app.eventlog.subscriber import EndOfLog
 from app.events.event import Error, Event, Gap, RunFinished, Token, Usage
 from app.events.request import RunRequest
-from app.runs.agent import Agent
 from app.runs.run import Run
 from app.runs.runner import MAX_METADATA, Brought, Runner, Timing
 from app.runs.scope import Ending
@@ -40,30 +38,15 @@ State = dict[str, Any]
 REQUESTED = Ending("cancelled", "requested")
 
 
-@asynccontextmanager
-async def runner_of(runnable: Runnable[Any, Any], **options: Any) -> AsyncIterator[Runner]:
-    runner = Runner({"one": Agent("one", runnable)}, strict=True, **options)
-    yield runner
-    async with asyncio.timeout(20):
-        await runner.close()
-    assert runner.live == 0
-
-
 async def start(runner: Runner, value: Any = "hi", *, user: str = "ann", **request: Any) -> Run:
     return await runner.start(runner.agent("one"), RunRequest(input=value, **request), user=user, streams=True)
 
 
 async def ended(run: Run) -> list[Event]:
     """All the run's events, read while they are written."""
-    events: list[Event] = []
-    reader = run.subscribe(0)
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                events += [entry.event for entry in await reader.read()]
-            except EndOfLog:
-                await run.done.wait()
-                return events
+    events = await told(run)
+    await run.done.wait()
+    return events
 
 
 async def outcome(run: Run) -> tuple[str, str | None]:
@@ -89,19 +72,6 @@ def asks(one: Runnable[Any, Any]) -> Callable[[Any], Any]:
         return {"messages": [await one.ainvoke(state["messages"])]}
 
     return ask
-
-
-class Gate:
-    """A place in a graph that a test waits for, and that waits for the test."""
-
-    def __init__(self) -> None:
-        self.reached = asyncio.Event()
-        self.open = asyncio.Event()
-
-    async def __call__(self, *_: Any) -> State:
-        self.reached.set()
-        await self.open.wait()
-        return {}
 
 
 # A run that goes well
@@ -389,7 +359,7 @@ async def test_a_tap_is_closed_whatever_ends_the_run() -> None:
 
 
 async def test_a_cancel_ends_the_run_and_keeps_what_was_said() -> None:
-    gate = Gate()
+    gate = Halt()
     async with runner_of(graph(asks(model(*words("It ", "ra"), gate, *words("ins"))))) as runner:
         run = await start(runner)
         await gate.reached.wait()
@@ -409,7 +379,7 @@ async def test_a_run_cancelled_before_its_first_step_has_an_end() -> None:
 
 
 async def test_a_run_over_its_deadline_is_timed_out() -> None:
-    gate = Gate()
+    gate = Halt()
     async with runner_of(RunnableLambda(gate)) as runner:
         run = await start(runner, timeout_s=0.01)
         events = await ended(run)
@@ -423,7 +393,7 @@ async def test_a_run_over_its_deadline_before_its_first_step_is_timed_out() -> N
 
 
 async def test_the_servers_deadline_holds_where_the_request_names_none() -> None:
-    async with runner_of(RunnableLambda(Gate()), timing=Timing(run_timeout_s=0.01)) as runner:
+    async with runner_of(RunnableLambda(Halt()), timing=Timing(run_timeout_s=0.01)) as runner:
         assert await outcome(await start(runner)) == ("timed_out", "run_timeout")
 
 
@@ -453,7 +423,7 @@ async def test_an_ending_that_the_graph_swallows_is_repeated(timeout_s: float | 
 async def test_whatever_a_graph_makes_of_a_cancel_the_ending_is_the_one_that_was_decided(
     timeout_s: float | None, answer: Any
 ) -> None:
-    gate = Gate()
+    gate = Halt()
 
     async def converts(_: Any) -> Any:
         try:
@@ -472,7 +442,7 @@ async def test_whatever_a_graph_makes_of_a_cancel_the_ending_is_the_one_that_was
 
 
 async def test_the_last_reader_takes_a_streamed_run_with_it_and_no_other() -> None:
-    gate = Gate()
+    gate = Halt()
     async with runner_of(RunnableLambda(gate)) as runner:
         agent, request = runner.agent("one"), RunRequest(input="hi")
         streamed = await runner.start(agent, request, user="ann", streams=True)
@@ -485,7 +455,7 @@ async def test_the_last_reader_takes_a_streamed_run_with_it_and_no_other() -> No
 
 
 async def test_a_request_says_for_itself_what_leaving_means() -> None:
-    gate = Gate()
+    gate = Halt()
     async with runner_of(RunnableLambda(gate), timing=Timing(disconnect_grace_s=3600)) as runner:
         stays = await start(runner, on_disconnect="continue")
         goes = await start(runner, on_disconnect="cancel", disconnect_grace_s=0)
@@ -588,7 +558,7 @@ async def test_nothing_but_its_row_is_left_of_an_expired_run(until: Until) -> No
 
 
 async def test_a_stop_ends_every_run_and_lets_none_in() -> None:
-    gate = Gate()
+    gate = Halt()
     async with runner_of(RunnableLambda(gate)) as runner:
         runs = [await start(runner) for _ in range(3)]
         async with asyncio.timeout(20):

@@ -6,22 +6,23 @@ Whatever comes between, a run has one end, its thread is fit before that is told
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
+import runners
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import interrupt
+from runners import Halt, told
 from scripted import Scripted, piece, say, words
 
 from app.errors import Conflict, InvalidInput, Unavailable, Unsupported
-from app.eventlog.subscriber import EndOfLog, LogAbandoned
-from app.events.event import Event, Token
+from app.events.event import Token
 from app.events.request import RunRequest
-from app.runs.agent import Agent
 from app.runs.ledger import MEMORY, Ledger
 from app.runs.run import Run
 from app.runs.runner import Brought, Runner, Timing
@@ -31,18 +32,6 @@ from chains.answering import serve
 State = dict[str, Any]
 
 
-class Gate:
-    """A place that a test waits for, and that waits for the test."""
-
-    def __init__(self) -> None:
-        self.reached = asyncio.Event()
-        self.open = asyncio.Event()
-
-    async def __call__(self, *_: Any) -> None:
-        self.reached.set()
-        await self.open.wait()
-
-
 async def breaks() -> None:
     raise OSError("the disk is gone")
 
@@ -50,7 +39,7 @@ async def breaks() -> None:
 class Disturbed(Ledger):
     """Its methods do first what ``before`` says: wait, or fail."""
 
-    def __init__(self, path: Path | None = None, **before: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, path: Path | None = None, **before: Callable[[], Awaitable[object]]) -> None:
         super().__init__(MEMORY if path is None else str(path))
         self.before = before
 
@@ -75,32 +64,12 @@ class Disturbed(Ledger):
         await super().release(*args)
 
 
-@asynccontextmanager
-async def runner_of(graph: Any, ledger: Ledger | None = None, **options: Any) -> AsyncIterator[Runner]:
-    agent = Agent("one", graph, served_model=True, seamless=True)
-    runner = Runner({"one": agent}, ledger or Ledger(), strict=True, **options)
-    await runner.open()
-    yield runner
-    async with asyncio.timeout(20):
-        await runner.close()
-    assert runner.live == 0
+runner_of = partial(runners.runner_of, ours=True)
 
 
 async def start(runner: Runner, value: Any = "hi", *, key: str | None = None, **request: Any) -> Run:
     body = RunRequest(input=None if "resume" in request else value, **request)
     return await runner.start(runner.agent("one"), body, user="ann", streams=False, idempotency_key=key)
-
-
-async def told(run: Run) -> list[Event]:
-    """All the run's events to its end, or to where it was let go."""
-    events: list[Event] = []
-    reader = run.subscribe(0)
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                events += [entry.event for entry in await reader.read()]
-            except (EndOfLog, LogAbandoned):
-                return events
 
 
 async def ended(run: Run) -> Ending:
@@ -136,7 +105,7 @@ def graph_of(*nodes: tuple[str, Any], state: Any = MessagesState) -> Any:
     return built.compile()
 
 
-def talker(gate: Gate) -> Any:
+def talker(gate: Halt) -> Any:
     """A graph that says "It ra", waits, and says the rest."""
     turns = [[*words("It ", "ra"), gate, *words("ins")], words("It ra", "ins")]
     return graph_of(("talk", asks(serve(Scripted(turns=turns)))))
@@ -144,7 +113,7 @@ def talker(gate: Gate) -> Any:
 
 @asynccontextmanager
 async def paused(ledger: Ledger, **request: Any) -> AsyncIterator[tuple[Runner, Run]]:
-    gate = Gate()
+    gate = Halt()
     async with runner_of(talker(gate), ledger) as runner:
         run = await start(runner, **request)
         await gate.reached.wait()
@@ -157,7 +126,7 @@ async def paused(ledger: Ledger, **request: Any) -> AsyncIterator[tuple[Runner, 
 
 
 async def test_a_paused_run_that_is_being_cancelled_is_not_let_go_of() -> None:
-    release = Gate()
+    release = Halt()
     async with paused(Disturbed(release=release), thread_id="t") as (runner, run):
         run.scope.end(Ending("cancelled", "requested"))
         await release.reached.wait()
@@ -167,7 +136,7 @@ async def test_a_paused_run_that_is_being_cancelled_is_not_let_go_of() -> None:
 
 
 async def test_a_paused_run_that_is_being_continued_is_ended() -> None:
-    release = Gate()
+    release = Halt()
     async with paused(Disturbed(release=release)) as (runner, run):
         going_on = asyncio.create_task(runner.resume(run))
         await release.reached.wait()
@@ -179,7 +148,7 @@ async def test_a_paused_run_that_is_being_continued_is_ended() -> None:
 
 @pytest.mark.parametrize("thread", [None, "t"])
 async def test_a_run_that_is_being_paused_is_kept_for_the_next_server(tmp_path: Path, thread: str | None) -> None:
-    hold, gate = Gate(), Gate()
+    hold, gate = Halt(), Halt()
     async with runner_of(talker(gate), Disturbed(tmp_path / "m.db", hold=hold)) as runner:
         run = await start(runner, thread_id=thread)
         await gate.reached.wait()
@@ -205,7 +174,7 @@ async def test_a_paused_run_that_could_not_be_kept_has_its_end_with_the_server()
 
 
 async def test_a_drain_does_not_wait_for_what_pauses() -> None:
-    gate = Gate()
+    gate = Halt()
     async with runner_of(talker(gate)) as runner:
         run = await start(runner)
         await gate.reached.wait()
@@ -218,8 +187,8 @@ async def test_a_drain_does_not_wait_for_what_pauses() -> None:
 
 
 async def test_a_start_that_looked_at_its_thread_while_the_server_drained_is_refused() -> None:
-    claim = Gate()
-    async with runner_of(graph_of(("n", Gate())), Disturbed(claim=claim)) as runner:
+    claim = Halt()
+    async with runner_of(graph_of(("n", Halt())), Disturbed(claim=claim)) as runner:
         starting = asyncio.create_task(start(runner, thread_id="t"))
         await claim.reached.wait()
         runner.stop()
@@ -270,7 +239,7 @@ async def test_whatever_a_client_put_into_its_metadata_rows_are_written() -> Non
 
 
 async def test_a_cancel_while_a_pause_is_being_written_ends_the_run_once() -> None:
-    hold, gate = Gate(), Gate()
+    hold, gate = Halt(), Halt()
     async with runner_of(talker(gate), Disturbed(hold=hold)) as runner:
         run = await start(runner, thread_id="t")
         await gate.reached.wait()
@@ -285,7 +254,7 @@ async def test_a_cancel_while_a_pause_is_being_written_ends_the_run_once() -> No
 
 
 async def test_a_pause_that_comes_while_a_run_is_being_continued_is_heard() -> None:
-    release = Gate()
+    release = Halt()
     ledger = Disturbed(release=release)
     async with paused(ledger) as (runner, run):
         going_on = asyncio.create_task(runner.resume(run))
@@ -303,7 +272,7 @@ async def test_a_pause_that_comes_while_a_run_is_being_continued_is_heard() -> N
 
 @pytest.mark.parametrize("thread", [None, "t"])
 async def test_a_node_that_calls_two_models_is_not_broken_off_in_the_second(thread: str | None) -> None:
-    gate = Gate()
+    gate = Halt()
     first, second = (
         serve(Scripted(turns=[words("one ")])),
         serve(Scripted(turns=[[*words("two "), gate, say("three")]])),
@@ -347,7 +316,7 @@ async def test_a_call_that_ends_in_the_very_moment_of_the_pause_leaves_the_threa
 
 
 async def test_an_answer_goes_on_beside_a_branch_that_is_done() -> None:
-    gate, beside = Gate(), asyncio.Event()
+    gate, beside = Halt(), asyncio.Event()
     slow = serve(Scripted(turns=[[*words("slow "), gate], words("slow ", "but sure")]))
     quick = serve(Scripted(turns=[words("quick")]))
 
@@ -376,7 +345,7 @@ async def test_an_answer_goes_on_beside_a_branch_that_is_done() -> None:
 
 
 async def test_what_langserve_has_started_cannot_be_paused() -> None:
-    gate = Gate()
+    gate = Halt()
     async with runner_of(talker(gate)) as runner:
         run = await runner.start(
             runner.agent("one"), RunRequest(input="hi"), user="ann", streams=True, brought=Brought({"configurable": {}})
@@ -389,7 +358,7 @@ async def test_what_langserve_has_started_cannot_be_paused() -> None:
 
 
 async def test_of_two_starts_in_the_same_moment_one_has_the_thread() -> None:
-    gate = Gate()
+    gate = Halt()
     async with runner_of(graph_of(("n", gate))) as runner:
         both = await asyncio.gather(*(start(runner, thread_id="t") for _ in range(2)), return_exceptions=True)
         assert {type(one) for one in both} == {Run, Conflict}
@@ -405,7 +374,7 @@ async def test_the_same_start_twice_in_the_same_moment_is_one_run() -> None:
 
 
 async def test_of_those_that_interrupt_only_the_last_is_still_wanted() -> None:
-    gate = Gate()
+    gate = Halt()
     async with runner_of(graph_of(("n", gate))) as runner:
         first = await start(runner, thread_id="t")
         await gate.reached.wait()
@@ -446,7 +415,7 @@ ORDER = ["human", "ai", "tool", "human"]
 
 async def test_a_cancel_in_the_repair_of_a_thread_leaves_it_to_the_next_turn(tmp_path: Path) -> None:
     """The server was killed in mid-tool, and the run that finds it so is cancelled while it repairs."""
-    gate, seen = Gate(), list[Sequence[AnyMessage]]()
+    gate, seen = Halt(), list[Sequence[AnyMessage]]()
     agent = worker(gate, seen)
     async with runner_of(agent) as runner:
         graph = runner.agent("one").graph(runner._ledger.saver)
@@ -485,7 +454,7 @@ async def test_a_node_that_ends_in_the_very_moment_of_the_cancel_leaves_the_thre
 
 
 async def test_a_subgraph_with_a_memory_of_its_own_is_repaired_too() -> None:
-    gate, seen = Gate(), list[Sequence[AnyMessage]]()
+    gate, seen = Halt(), list[Sequence[AnyMessage]]()
     async with runner_of(graph_of(("sub", worker(gate, seen, checkpointer=True)))) as runner:
         run = await start(runner, thread_id="t")
         await gate.reached.wait()
@@ -498,7 +467,7 @@ async def test_a_state_without_a_reducer_keeps_what_it_had() -> None:
     class Plain(TypedDict):
         messages: list[AnyMessage]
 
-    gate = Gate()
+    gate = Halt()
     model = Scripted(turns=[[*words("It ", "ra"), gate]])
     async with runner_of(graph_of(("talk", asks(model)), state=Plain)) as runner:
         run = await start(runner, thread_id="t")
@@ -508,7 +477,7 @@ async def test_a_state_without_a_reducer_keeps_what_it_had() -> None:
 
 
 async def test_an_answer_that_was_cut_is_kept_though_its_provider_repeats_its_ids() -> None:
-    gate = Gate()
+    gate = Halt()
     model = Scripted(
         turns=[[AIMessageChunk(content="first", id="x")], [AIMessageChunk(content="second", id="x"), gate]]
     )
@@ -538,7 +507,7 @@ async def test_of_several_questions_each_is_answered_by_its_id() -> None:
 
 
 async def test_no_deadline_runs_on_in_a_pause() -> None:
-    gate = Gate()
+    gate = Halt()
     async with runner_of(talker(gate), timing=Timing(run_timeout_s=3600)) as runner:
         run = await start(runner, thread_id="t")
         await gate.reached.wait()

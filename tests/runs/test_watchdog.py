@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -18,11 +17,11 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.tracers._streaming import _StreamingCallbackHandler
 from langgraph.graph import START, MessagesState, StateGraph
 from openai import DefaultAsyncHttpxClient
+from runners import runner_of
 from scripted import Scripted, Step, say, words
 
 from app.events.event import Error, RunFinished
 from app.events.request import RunRequest
-from app.runs.agent import Agent
 from app.runs.executor import installed
 from app.runs.run import Run
 from app.runs.runner import Runner
@@ -413,17 +412,6 @@ async def speaks(provider: Simulator) -> AsyncIterator[Speaks]:
     """Makes models whose connections are closed with the test's loop."""
     async with httpx.AsyncClient(timeout=60) as client:
         yield partial(openai, provider.base_url, http_async_client=client)
-
-
-@asynccontextmanager
-async def runner_of(runnable: Runnable[Any, Any]) -> AsyncIterator[Runner]:
-    runner = Runner({"one": Agent("one", runnable)}, strict=True)
-    await runner.open()
-    try:
-        yield runner
-    finally:
-        async with asyncio.timeout(20):
-            await runner.close()
 
 
 async def run_of(runner: Runner, text: str, **bounds: float) -> Run:
