@@ -13,13 +13,13 @@ What a user's table leaves out is as in ``[default]``, and what that leaves out 
 mistake is refused as a whole, with the line of it.
 """
 
-import difflib
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from app.tomlfile import Document, Place
 
 
 class PolicyError(Exception):
@@ -60,71 +60,27 @@ MOST: Mapping[str, float] = {
 
 def load(path: Path, default: Limits) -> Policy:
     """The policy of a file, over what the settings say. Raises ``PolicyError``."""
-    try:
-        text = path.read_text("utf-8")
-        found = tomllib.loads(text)
-    except OSError as error:
-        raise PolicyError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise PolicyError(f"{path}, line {line}: is not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise PolicyError(f"{path}: {error}") from None
-    lines = _lines(text)
+    file = Document(path, PolicyError)
 
-    def wrong(table: tuple[str, ...], key: str, problem: str) -> PolicyError:
-        place = (*table, key)
-        known = next((line for end in range(len(place), 0, -1) if (line := lines.get(place[:end]))), None)
-        where = f"{path}, line {known}" if known else str(path)
-        return PolicyError(f"{where}: {'.'.join(place)} {problem}")
-
-    def limits(table: tuple[str, ...], values: Any, base: Limits) -> Limits:
+    def limits(place: Place, values: Any, base: Limits) -> Limits:
         if not isinstance(values, dict):
-            raise wrong(table[:-1], table[-1], "must be a table")
+            raise file.wrong(place, "must be a table")
         for key, value in values.items():
+            at = (*place, key)
             if key not in MOST:
-                near = difflib.get_close_matches(key, MOST, 1)
-                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(MOST)}"
-                raise wrong(table, key, f"is not known; {hint}")
+                raise file.unknown(at, MOST)
             numbers = int | float if key == "cost_per_day_usd" else int
             if isinstance(value, bool) or not isinstance(value, numbers):
-                raise wrong(table, key, "must be a number" if key == "cost_per_day_usd" else "must be a whole number")
+                raise file.wrong(at, "must be a number" if key == "cost_per_day_usd" else "must be a whole number")
             if not 0 <= value <= MOST[key]:  # false for nan too
-                raise wrong(table, key, f"must be from 0 (no limit) to {MOST[key]:g}, and is {value}")
+                raise file.wrong(at, f"must be from 0 (no limit) to {MOST[key]:g}, and is {value}")
         return msgspec.structs.replace(base, **values)
 
-    for name in found:
+    for name in file.values:
         if name not in ("default", "users"):
-            raise wrong((), name, "is not known; there are [default] and [users.NAME]")
-    base = limits(("default",), found.get("default", {}), default)
-    users = found.get("users", {})
+            raise file.wrong((name,), "is not known; there are [default] and [users.NAME]")
+    base = limits(("default",), file.values.get("default", {}), default)
+    users = file.values.get("users", {})
     if not isinstance(users, dict):
-        raise wrong((), "users", "must be tables: [users.NAME]")
+        raise file.wrong(("users",), "must be tables: [users.NAME]")
     return Policy(base, {user: limits(("users", user), values, base) for user, values in users.items()})
-
-
-def _lines(text: str) -> dict[tuple[str, ...], int]:
-    """Where each table and key is first named. Reads line by line, which is enough for a file of limits."""
-    places: dict[tuple[str, ...], int] = {}
-    table: tuple[str, ...] = ()
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.lstrip().startswith("["):
-            path = table = _path(line)
-        else:
-            path = (*table, *_path(f"{line.partition('=')[0]} = 0"))
-        for end in range(len(path), 0, -1):
-            places.setdefault(path[:end], number)
-    return places
-
-
-def _path(line: str) -> tuple[str, ...]:
-    """What a line of TOML names: ``[users.alice]`` is ``("users", "alice")``."""
-    try:
-        value: Any = tomllib.loads(line)
-    except tomllib.TOMLDecodeError:
-        return ()
-    path: list[str] = []
-    while isinstance(value, dict) and value:
-        key, value = next(iter(value.items()))
-        path.append(key)
-    return tuple(path)

@@ -7,6 +7,9 @@
 * ``threads``: conversations: one run at a time, and fit for the next turn however the last one ended.
 * ``pause``: what is kept of a paused run.
 * ``ledger``: what outlives the process: rows of runs, owners of threads, paused runs, checkpoints.
+* ``tally``: sums by user and day, written behind: the ledger's tables of what was spent.
+* ``report``: what a user has spent, as ``GET /usage`` tells it.
+* ``prices``: what a model call costs.
 * ``scope``: when a run ends: readers leaving, an explicit cancel, a deadline.
 * ``translate``: LangChain's event stream in, our events out.
 * ``usage``: callbacks that count every model call's tokens, also of those that were cut.

@@ -1,7 +1,9 @@
-"""What outlives the process: the rows of runs, who owns which thread, paused runs, and the threads' checkpoints.
+"""What outlives the process: the rows of runs, who owns which thread, paused runs, the threads' checkpoints, and what
+users have spent.
 
 One SQLite file, or memory where nothing is to be kept. Rows are written behind: ``put`` never waits, a newer row
 of a run replaces one that is not written yet, and a disk that is slow or full costs a line in the log, never a run.
+So are ``spend`` and ``count``, whose sums wait until they can be written (``app.runs.tally``).
 What a promise hangs on (a thread's owner, a paused run) is awaited.
 
 A file belongs to one server at a time, by a lock that the system drops with the process: at start-up every run that
@@ -13,7 +15,9 @@ import contextlib
 import fcntl
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +27,8 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from app.events import codec
+from app.runs.tally import NANO, CallSums, Key, RunSums, Tally, of_call, of_run
+from app.telemetry.records import FinishedRun, ModelCall
 
 logger = logging.getLogger("millrace.ledger")
 
@@ -33,6 +39,12 @@ MAX_UNWRITTEN = 10_000
 
 ROW_RETENTION_S = 30 * 86_400
 """How long the row of a finished run is kept."""
+
+USAGE_RETENTION = timedelta(days=400)
+"""How long it is kept what a user spent on a day."""
+
+RETRY_S = 1.0
+"""After a write that failed, the next try."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -64,6 +76,13 @@ class ThreadRow(NamedTuple):
     updated_at: float
 
 
+class Usage(NamedTuple):
+    """What a user has spent, by call and by run. A key may be there twice: its sums are to be added up."""
+
+    calls: Sequence[tuple[Key, CallSums]]
+    runs: Sequence[tuple[Key, RunSums]]
+
+
 class Ledger:
     """``path``: the file, or ``":memory:"``. Before ``open`` it only remembers what is put.
 
@@ -78,7 +97,11 @@ class Ledger:
         self._db: aiosqlite.Connection | None = None
         self._saver: AsyncSqliteSaver | None = None
         self._unwritten: dict[str, Row] = {}
+        self._calls = Tally("usage_by_call", kind="model", zero=CallSums())
+        self._ended = Tally("usage_by_run", kind="status", zero=RunSums())
+        self._tallying = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._closing = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -99,21 +122,26 @@ class Ledger:
             )
             self.path = MEMORY
             await self._open_file()
+        self._closing.clear()
+        self._changed.set()  # by what came before
         self._writer = asyncio.create_task(self._write_behind(), name="ledger")
 
     async def _open_file(self) -> None:
         if self.path != MEMORY:
             self._lock.enter_context(_locked(Path(f"{self.path}.lock")))
         self._db = await _connect(self.path)
-        await self._db.executescript(_SCHEMA)
+        await self._db.executescript(_SCHEMA + self._calls.schema + self._ended.schema)
         self._saver = AsyncSqliteSaver(await _connect(self.path))
         await self._saver.setup()
         await self._mark_lost(time.time())
+        await self._forget_usage((datetime.now(UTC) - USAGE_RETENTION).date())
 
     async def close(self) -> None:
         """Write what is not written yet, and let go of the file."""
         if self._writer is not None:
-            self._writer.cancel()
+            # Not by a cancel, which could not tell whether what it was writing has been written.
+            self._closing.set()
+            self._changed.set()
             await asyncio.gather(self._writer, return_exceptions=True)
             self._writer = None
             await self._write()
@@ -153,9 +181,36 @@ class Ledger:
         """The user's rows, newest first."""
         if self._db is None:
             return [row for row in reversed(self._unwritten.values()) if row["user"] == user]
-        await self._write()
+        await self._write_rows()
         query = "SELECT row FROM runs WHERE user = ? ORDER BY created_at DESC LIMIT ?"
         return [orjson.loads(found) for (found,) in await self._select(query, user, limit)]
+
+    def spend(self, call: ModelCall) -> None:
+        """Add a model call to what its user has spent, soon."""
+        self._calls.add(*of_call(call))
+        self._changed.set()
+
+    def count(self, run: FinishedRun) -> None:
+        """Add a run that has ended, soon."""
+        self._ended.add(*of_run(run))
+        self._changed.set()
+
+    async def usage(self, user: str, since: date) -> Usage:
+        """What the user has spent from that day (UTC) on, also what is not written yet."""
+        async with self._tallying:
+            calls = await self._calls.of_user(self._db, user, since.isoformat())
+            return Usage(calls, await self._ended.of_user(self._db, user, since.isoformat()))
+
+    async def spent(self, day: date) -> dict[str, tuple[int, float]]:
+        """Tokens, and US dollars as far as prices were known, of each user's model calls on that day."""
+        async with self._tallying:
+            rows = await self._calls.of_day(self._db, day.isoformat())
+        tokens: defaultdict[str, int] = defaultdict(int)
+        nano_usd: defaultdict[str, int] = defaultdict(int)
+        for key, sums in rows:
+            tokens[key.user] += sums.input_tokens + sums.output_tokens
+            nano_usd[key.user] += sums.cost_nano_usd
+        return {user: (tokens[user], nano_usd[user] / NANO) for user in tokens}
 
     async def thread(self, thread_id: str) -> ThreadRow | None:
         """Whose thread it is; ``None`` when nobody has spoken on it."""
@@ -208,16 +263,29 @@ class Ledger:
         )
         await self._open.execute("DELETE FROM runs WHERE finished_at < ?", (now - ROW_RETENTION_S,))
 
-    async def _write_behind(self) -> None:
-        while True:
-            await self._changed.wait()
-            await self._write()
+    async def _forget_usage(self, before: date) -> None:
+        await self._calls.forget(self._open, before.isoformat())
+        await self._ended.forget(self._open, before.isoformat())
 
-    async def _write(self) -> None:
+    async def _write_behind(self) -> None:
+        while not self._closing.is_set():
+            await self._changed.wait()
+            if not await self._write():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY_S):
+                        await self._closing.wait()
+                self._changed.set()
+
+    async def _write(self) -> bool:
+        """Write what is not written yet; whether all of it could be."""
         self._changed.clear()
+        rows = await self._write_rows()
+        return await self._write_usage() and rows
+
+    async def _write_rows(self) -> bool:
         rows = list(self._unwritten.values())
         if not rows:
-            return
+            return True
         values = [
             (row["run_id"], row["user"], row["created_at"], row["finished_at"], codec.dumps(row).decode())
             for row in rows
@@ -226,10 +294,22 @@ class Ledger:
             await self._open.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", values)
         except aiosqlite.Error:
             logger.exception("rows of runs cannot be written to %s", self.path)
-            return
+            return False
         for row in rows:
             if self._unwritten.get(row["run_id"]) is row:
                 del self._unwritten[row["run_id"]]
+        return True
+
+    async def _write_usage(self) -> bool:
+        written = True
+        for tally in (self._calls, self._ended):
+            try:
+                async with self._tallying:  # so that who reads finds each sum once: in the table, or in memory
+                    await tally.write(self._open)
+            except aiosqlite.Error:
+                logger.exception("what users have spent cannot be written to %s", self.path)
+                written = False
+        return written
 
 
 async def _connect(path: str) -> aiosqlite.Connection:
