@@ -53,6 +53,8 @@ LATEST = 10
 
 TIMEOUT_S = 10.0
 
+UNAUTHORIZED, KEY_HINT = 401, " (here: put the key into the environment as MILLRACE_API_KEY)"
+
 WHOLE, SHORT, WIDE = 36, 8, 120
 """Characters of a run's id, those shown in a narrow terminal, and the columns from which all of it is shown."""
 
@@ -111,7 +113,9 @@ def cancel(
 
 @contextmanager
 def _asking(url: str) -> Iterator[httpx.Client]:
-    key = os.environ.get("MILLRACE_API_KEY")
+    key = os.environ.get("MILLRACE_API_KEY", "").strip()
+    if not key.isascii() or not key.isprintable() or " " in key:
+        _fail("MILLRACE_API_KEY is no key: one is printable ASCII without spaces")
     try:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S) as client:
@@ -135,7 +139,8 @@ def _answer(answer: httpx.Response, kind: type[T]) -> T:
     try:
         body = answer.json()
         if answer.is_error:
-            raise Refusal(body["error"]["message"])
+            hint = "" if answer.status_code != UNAUTHORIZED or answer.request.headers.get("authorization") else KEY_HINT
+            raise Refusal(body["error"]["message"] + hint)
         msgspec.convert(body, kind)
         return cast("T", body)
     except (ValueError, LookupError, TypeError):

@@ -4,8 +4,9 @@ The provider's two, ``OPENAI_API_KEY`` and ``OPENAI_BASE_URL``, are read as ever
 ``main`` and ``cli`` import this; every other room is handed the values it needs.
 """
 
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -13,13 +14,19 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 DEFAULT_MODEL = "openai:gpt-5-mini"
 SIMULATED = "simulated"
 DEFAULT_DATABASE = "millrace.db"
+REQUESTS_WITH_KEYS = 20
 
 
 class Settings(BaseSettings):
     """``millrace settings`` prints these with their values. Times are in seconds, sizes in bytes."""
 
     model_config = SettingsConfigDict(
-        env_prefix="MILLRACE_", env_file=".env", extra="ignore", env_ignore_empty=True, populate_by_name=True
+        env_prefix="MILLRACE_",
+        env_file=".env",
+        extra="ignore",
+        env_ignore_empty=True,
+        populate_by_name=True,
+        allow_inf_nan=False,
     )
 
     openai_api_key: SecretStr | None = Field(
@@ -55,6 +62,59 @@ class Settings(BaseSettings):
         description="Where threads, rows of runs and paused runs are kept: sqlite:///FILE, or sqlite:// for this "
         f"process's memory. Default: the file {DEFAULT_DATABASE} in the working directory.",
     )
+    api_keys: SecretStr | None = Field(
+        default=None,
+        description="Who may use the server: key:user,key:user:2027-01-31 (the day a key ends), or a file with one a "
+        "line. Without keys it serves its own machine only.",
+    )
+    serve_anyone: bool = Field(
+        default=False,
+        description="Without keys, serve whoever can reach the port: anybody there may spend the provider's money.",
+    )
+    trusted_proxies: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        description="Addresses and networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed.",
+    )
+    max_streams_per_user: int = Field(
+        default=3, ge=0, le=10_000, description="How many runs of one user may go on at once; 0 is no limit."
+    )
+    requests_per_minute: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="How many runs a user may start in any 60 s; 0 is no limit. Default: 20 with keys, else 0.",
+    )
+    tokens_per_day: int = Field(
+        default=0, ge=0, le=10**12, description="How many tokens a user may spend in a UTC day; 0 is no limit."
+    )
+    cost_per_day_usd: float = Field(
+        default=0, ge=0, le=10**7, description="How much a user may spend in a UTC day; 0 is no limit."
+    )
+    max_readers_per_user: int = Field(
+        default=64, ge=0, le=1_000_000, description="How many open streams a user may have; 0 is no limit."
+    )
+    limits_file: Path | None = Field(default=None, description="A TOML file with limits that differ by user.")
+    prices_file: Path | None = Field(
+        default=None, description="A TOML file with prices of models that the built-in table lacks or has wrong."
+    )
+    adaptive_max_tokens: bool = Field(
+        default=False, description="Bound the answers of users who stop most of theirs early."
+    )
+    upstream_concurrency: int = Field(
+        default=64, ge=1, le=100_000, description="How many model calls may be under way at once, over all users."
+    )
+    upstream_queue_timeout_s: float = Field(
+        default=30, gt=0, le=86_400, description="How long a model call may wait for its turn."
+    )
+    upstream_queue_max: int = Field(
+        default=1024, ge=1, le=1_000_000, description="How many model calls may wait, over all users."
+    )
+    upstream_queue_max_per_user: int = Field(
+        default=64, ge=1, le=1_000_000, description="How many model calls of one user may wait."
+    )
+    upstream_tokens_per_minute: int = Field(
+        default=0, ge=0, le=10**12, description="The provider's bound of tokens a minute; 0: it has none."
+    )
     run_timeout_s: float = Field(default=300, gt=0, description="How long a whole run may take.")
     first_token_timeout_s: float = Field(
         default=60, gt=0, description="How long a provider may be silent before the first chunk of a streamed answer."
@@ -89,12 +149,30 @@ class Settings(BaseSettings):
     strict: bool = Field(
         default=False, description="Check every event's order; an illegal one fails its run. For tests and debugging."
     )
-    log_level: str = Field(default="info", description="debug, info, warning or error.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug, info, warning or error."
+    )
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="console, or json: one object a line."
+    )
+    log_prompts: bool = Field(
+        default=False, description="Write what users ask and what is answered into the log and the spans."
+    )
+    otel: bool = Field(
+        default=False,
+        description="Send spans of runs and model calls to where OTEL_EXPORTER_OTLP_ENDPOINT says. Needs the extra "
+        "millrace[otel].",
+    )
 
-    @field_validator("agents", "cors_origins", mode="before")
+    @field_validator("agents", "cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
 
     @field_validator("database_url")
     @classmethod
@@ -102,6 +180,22 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith("sqlite://"):
             raise ValueError("only sqlite:///FILE and sqlite:// are known")
         return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        for one in value:
+            try:
+                ip_network(one)
+            except ValueError as error:
+                raise ValueError(f"{one!r} is neither an address nor a network ({error})") from None
+        return value
+
+    def requests_a_minute(self) -> int:
+        """``requests_per_minute``, or its default."""
+        if self.requests_per_minute is None:
+            return REQUESTS_WITH_KEYS if self.api_keys is not None else 0
+        return self.requests_per_minute
 
     def database_path(self) -> str:
         """The SQLite file, or ``":memory:"``."""

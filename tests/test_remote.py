@@ -203,6 +203,27 @@ def test_the_key_is_read_from_the_environment_and_a_refusal_is_told_in_the_serve
     assert asked[0]["Authorization"] == "Bearer k1"
 
 
+@pytest.mark.parametrize("key", ["hidden secret", "hidden\nsecret", "schlüssel-secret", "\x1bsecret"])
+def test_what_cannot_be_a_key_is_not_sent_and_not_shown(key: str) -> None:
+    for command in (["runs"], ["cancel", "abc"]):
+        said = millrace("http://127.0.0.1:1", *command, MILLRACE_API_KEY=key)
+        assert (said.exit_code, said.stdout) == (1, "")
+        assert said.stderr.startswith("millrace: MILLRACE_API_KEY is no key")
+        assert "secret" not in said.stderr
+
+
+def test_a_server_with_keys_shows_the_keys_users_runs() -> None:
+    with serving(api_keys="a-key-that-is-long-enough:ada") as served:
+        headers = {"x-api-key": "a-key-that-is-long-enough"}
+        run = httpx.post(f"{served.url}/agents/chat/runs", json={"input": STALLS}, headers=headers).json()["run_id"]
+        said = millrace(served.url, "runs")
+        assert (said.exit_code, said.stderr.startswith("millrace: this server needs a key")) == (1, True)
+        assert "MILLRACE_API_KEY" in said.stderr
+        assert run in millrace(served.url, "runs", MILLRACE_API_KEY=" a-key-that-is-long-enough\n").stdout
+        assert millrace(served.url, "cancel", run, MILLRACE_API_KEY="a-key-that-is-long-enough").exit_code == 0
+    assert "MILLRACE_API_KEY" in millrace("http://unused", "runs", "--help").stdout
+
+
 def test_letters_that_would_drive_the_terminal_are_shown_as_none() -> None:
     row = {
         "run_id": "r1", "agent": "[red]a[/red]", "status": "running", "started_at": 0.0, "finished_at": None,

@@ -7,5 +7,6 @@
 * ``stream``: a run's log as frames, for the streams of both.
 * ``websocket``: starting, following and steering many runs over one socket.
 * ``langserve``: LangServe's own routes, whose every call is a run.
+* ``usage``: what the caller has spent.
 * ``health``: probes.
 """

@@ -21,6 +21,8 @@ def response(error: MillraceError) -> JSONResponse:
     headers = {"Connection": "close"} if error.status in (408, 413) or error.reason == "body_timeout" else {}
     if error.retry_after_ms is not None:
         headers["Retry-After"] = str(-(-error.retry_after_ms // 1000))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error.body(), error.status, headers=headers)
 
 

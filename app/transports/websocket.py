@@ -24,6 +24,9 @@ SUBPROTOCOL = "millrace"
 MAX_ANSWERS = 32
 """Answers that wait for the socket; at this bound the client is not read until it reads."""
 
+MAX_REASON_BYTES = 123
+"""What a close frame has room for (RFC 6455, 5.5)."""
+
 CLOSE_TIMEOUT_S = 1.0
 """How long a close waits for room in the socket."""
 
@@ -75,7 +78,7 @@ async def refuse(websocket: WebSocket, code: CloseCode, reason: str) -> None:
     """Take the connection and close it."""
     await accept(websocket)
     with suppress(*_GONE):
-        await websocket.close(code, reason)
+        await websocket.close(code, reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
 
 
 class Socket:

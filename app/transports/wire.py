@@ -105,6 +105,14 @@ class Connection:
         self._taken = -1
         self._since = 0.0
 
+    @property
+    def peer(self) -> tuple[str, int] | None:
+        """Address and port of the other end; nothing on a Unix socket. Of one that has hung up they are empty."""
+        name = self._transport.get_extra_info("peername")
+        if isinstance(name, tuple):
+            return str(name[0]), int(name[1])
+        return None if self._sock is not None and self._sock.family == getattr(socket, "AF_UNIX", None) else ("", 0)
+
     def abort(self) -> None:
         """Close at once; of what is unsent, the kernel's part still goes out. Twice is once."""
         self._transport.abort()

@@ -133,6 +133,12 @@ async def test_our_subprotocol_is_chosen_where_it_is_offered(offered: list[str],
     assert client.accepted["subprotocol"] == chosen
 
 
+async def test_a_reason_that_a_close_frame_has_no_room_for_is_cut_between_letters() -> None:
+    client = Client()
+    await refuse(client.websocket, CloseCode.FORBIDDEN, "ü" * 100)
+    assert client.closed == (4403, "ü" * 61)
+
+
 async def test_who_is_refused_is_taken_first_so_that_the_code_is_heard() -> None:
     client = Client(subprotocols=["millrace"])
     await refuse(client.websocket, CloseCode.FORBIDDEN, "not you")
