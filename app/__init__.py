@@ -21,6 +21,7 @@ transports     frames on a wire: heartbeats, disconnects, bounds on what comes i
 routes         one thin file per public surface
 simulator      the provider for when there is no key: an OpenAI-wire server, spoken to over real HTTP
 targets        finds the user's own graphs: NAME=MODULE:ATTR and langgraph.json
+tomlfile       files that an operator writes, whose mistakes are told with their line
 main           create_app: the composition root, the only place that joins ``chains/`` to ``app/``
 remote         the commands that speak to a running server
 cli            the command ``millrace``

@@ -4,7 +4,6 @@
 a server started by hand, by uvicorn and by several workers is the same server.
 """
 
-import logging
 import os
 import signal
 import sys
@@ -18,9 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from app import remote
+from app.limits.policy import PolicyError
 from app.main import create_app
+from app.routes.access import names_loopback
+from app.routes.keys import BadKeys
+from app.runs.prices import PricesError
 from app.settings import SIMULATED, Settings
 from app.targets import TargetError
+from app.telemetry.logs import configure
+from app.transports.peer import is_loopback
 
 cli = typer.Typer(
     help="Serves LangGraph agents as streams that survive production.",
@@ -45,16 +50,34 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="A langgraph.json whose graphs are served as they are.")] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8000,
+    serve_anyone: Annotated[
+        bool | None,
+        typer.Option(help="Without keys, serve whoever reaches the port, at your cost. Else this machine only."),
+    ] = None,
 ) -> None:
-    """Serve the built-in agents and your own."""
+    """Serve the built-in agents and your own. For other machines to use it, set MILLRACE_API_KEYS."""
     if agents:
         os.environ["MILLRACE_AGENTS"] = " ".join(agents)
     if config is not None:
         os.environ["MILLRACE_CONFIG"] = str(config)
+    if serve_anyone is not None:
+        os.environ["MILLRACE_SERVE_ANYONE"] = str(serve_anyone).lower()
     settings = _settings()
-    _configure_logging(settings.log_level)
+    if settings.api_keys is None and not settings.serve_anyone and not (is_loopback(host) or names_loopback(host)):
+        _fail(
+            f"--host {host} lets other machines in, and no keys are set. Set MILLRACE_API_KEYS to key:user,key:user, "
+            "or to a file with one a line, to say who may use the server; or give --serve-anyone, by which anybody who "
+            "reaches the port may use the agents and spend the model provider's money."
+        )
+    configure(settings.log_level, settings.log_format)
     try:
         app = create_app(settings)
+    except BadKeys as error:
+        _fail(f"MILLRACE_API_KEYS: {error}")
+    except PolicyError as error:
+        _fail(f"MILLRACE_LIMITS_FILE: {error}")
+    except PricesError as error:
+        _fail(f"MILLRACE_PRICES_FILE: {error}")
     except (TargetError, ValueError, ImportError) as error:
         _fail(str(error))
     model = settings.chosen_model()
@@ -106,12 +129,6 @@ def _settings() -> Settings:
 
 def _value(value: object) -> str:
     return "–" if value in (None, []) else str(value)
-
-
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("httpx", "httpx2"):  # a line for every request to the provider
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _fail(message: str) -> NoReturn:

@@ -25,21 +25,33 @@ from openai import DefaultAsyncHttpxClient
 from starlette.middleware.cors import CORSMiddleware
 
 from app.eventlog.base import Lag
+from app.limits.door import Door
+from app.limits.gate import Gate
+from app.limits.policy import Limits, Policy, load
 from app.routes import errors
-from app.routes.access import LoopbackOnly
+from app.routes.access import Access
 from app.routes.agents import agent_routes
 from app.routes.health import health_routes
+from app.routes.keys import Keys, parse_keys
 from app.routes.langserve import langserve_routes
+from app.routes.metrics import metrics_routes
 from app.routes.runs import run_routes
+from app.routes.session import session_routes
+from app.routes.usage import usage_routes
 from app.routes.websocket import websocket_routes
 from app.runs.agent import Agent
+from app.runs.books import Books
 from app.runs.executor import blocking_nodes, installed
 from app.runs.ledger import Ledger
+from app.runs.prices import Prices, load_prices
 from app.runs.runner import Runner, Timing
 from app.settings import SIMULATED, Settings
 from app.simulator.server import Simulator
 from app.targets import Target, load_config, load_target
+from app.telemetry.metrics import Metrics
+from app.telemetry.spans import Spans, open_spans
 from app.transports.body import BodyLimit
+from app.transports.peer import Peer
 from app.transports.wire import Wire
 from chains.models import build_model, prefills
 from chains.registry import BUILTINS
@@ -61,9 +73,11 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
 
     ``agents`` are served beside the built-in ones (and replace one of the same name); they may also be named in
     the settings (``MILLRACE_AGENTS``, ``MILLRACE_CONFIG``). Without ``settings`` they are read from the environment.
-    Raises ``app.targets.TargetError`` when a named agent cannot be loaded.
+    Raises ``app.targets.TargetError`` when a named agent cannot be loaded, ``app.routes.keys.BadKeys`` for keys that
+    cannot be used.
     """
     settings = settings or Settings()
+    keys = _keys(settings)
     simulator = Simulator(tokens_per_second=settings.simulated_tokens_per_second) if _simulated(settings) else None
     client = DefaultAsyncHttpxClient()
     served = {
@@ -71,9 +85,13 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
         **{name: Agent(name, runnable) for name, runnable in (agents or {}).items()},
         **{target.name: _named(target) for target in _targets(settings)},
     }
+    ledger = Ledger(settings.database_path(), demanded=settings.database_url is not None)
+    door, gate, metrics = Door(_policy(settings)), _gate(settings), Metrics(served)
+    prices = Prices(load_prices(settings.prices_file) if settings.prices_file else {})
+    spans = open_spans() if settings.otel else None
     runner = Runner(
         served,
-        Ledger(settings.database_path(), demanded=settings.database_url is not None),
+        ledger,
         timing=Timing(
             run_timeout_s=settings.run_timeout_s,
             first_token_timeout_s=settings.first_token_timeout_s,
@@ -81,41 +99,61 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
             disconnect_grace_s=settings.disconnect_grace_s,
             pause_timeout_s=settings.pause_timeout_s,
             retention_s=settings.run_retention_s,
+            queue_timeout_s=settings.upstream_queue_timeout_s,
         ),
         lag=Lag(settings.subscriber_max_events, settings.subscriber_max_bytes),
         run_max_bytes=settings.run_max_bytes,
         strict=settings.strict,
+        door=door,
+        gate=gate,
+        books=Books(ledger, door, metrics=metrics, prices=prices, spans=spans, prompts=settings.log_prompts),
+        adaptive=settings.adaptive_max_tokens,
+    )
+    metrics.watch(
+        runs=runner.states,
+        readers=lambda: door.readers,
+        gate=lambda: (gate.under_way, gate.waiting, gate.limit),
     )
     app = FastAPI(
         title="Millrace",
         version=version("millrace"),
         summary="Serves LangGraph agents as streams that survive production.",
-        lifespan=_lifespan(settings, runner, simulator, client),
+        lifespan=_lifespan(settings, runner, simulator, client, spans),
     )
     app.state.runner = runner
     app.state.simulator = simulator
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(LoopbackOnly, origins=settings.cors_origins)
+    app.add_middleware(
+        Access, keys=keys, origins=settings.cors_origins, anyone=settings.serve_anyone, allowance=runner.allowance
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("Content-Type", "Last-Event-ID", "Idempotency-Key", "Authorization", "X-API-Key"),
-            expose_headers=("X-Run-Id", "Content-Location", "Retry-After"),
+            expose_headers=("X-Run-Id", "Content-Location", "Retry-After", "RateLimit", "RateLimit-Policy"),
         )
+    app.add_middleware(Peer, trusted_proxies=settings.trusted_proxies)
     app.add_middleware(Wire, send_timeout_s=settings.send_timeout_s)  # the last is the outermost
     errors.install(app)
     app.include_router(health_routes(lambda: runner.open_for_runs))
     app.include_router(agent_routes(runner, heartbeat_s=settings.heartbeat_s))
     app.include_router(run_routes(runner, heartbeat_s=settings.heartbeat_s))
+    app.include_router(usage_routes(runner))
+    app.include_router(metrics_routes(metrics))
     app.include_router(langserve_routes(runner, heartbeat_s=settings.heartbeat_s))
-    app.include_router(websocket_routes(runner, origins=settings.cors_origins, max_frame_bytes=settings.max_body_bytes))
+    app.include_router(session_routes(keys))
+    app.include_router(websocket_routes(runner, max_frame_bytes=settings.max_body_bytes))
     return app
 
 
 def _lifespan(
-    settings: Settings, runner: Runner, simulator: Simulator | None, client: DefaultAsyncHttpxClient
+    settings: Settings,
+    runner: Runner,
+    simulator: Simulator | None,
+    client: DefaultAsyncHttpxClient,
+    spans: Spans | None,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -128,6 +166,8 @@ def _lifespan(
                     "no provider is set: answers are SIMULATED. Set OPENAI_API_KEY or OPENAI_BASE_URL for a model."
                 )
             closing.push_async_callback(client.aclose)
+            if spans is not None:
+                closing.push_async_callback(asyncio.to_thread, spans.close)
             closing.enter_context(installed(settings.sync_threads))
             closing.push_async_callback(runner.close)
             await runner.open()
@@ -196,6 +236,23 @@ def _draining(runner: Runner, grace_s: float) -> Iterator[None]:
             signal.signal(number, following)
 
 
+def _keys(settings: Settings) -> Keys | None:
+    """Who may use the server. What is open, weak or over is said in the log, at every start."""
+    if settings.api_keys is None:
+        if settings.serve_anyone:
+            logger.warning(
+                "MILLRACE_SERVE_ANYONE is set and there are no keys: ANYBODY who reaches this port may use the agents "
+                "and spend the model provider's money. Set MILLRACE_API_KEYS to say who may."
+            )
+        return None
+    keys = Keys(parse_keys(settings.api_keys.get_secret_value()))
+    for user in keys.weak:
+        logger.warning("a key of user %s is so short that it may be guessed; 32 random characters are not", user)
+    for user in keys.expired:
+        logger.warning("a key of user %s has expired", user)
+    return keys
+
+
 def _simulated(settings: Settings) -> bool:
     return settings.chosen_model() == SIMULATED
 
@@ -234,6 +291,26 @@ def _tools(settings: Settings) -> list[BaseTool]:
         build_weather(settings.weather_url),
         build_search_documents(settings.docs_dir or ROOT / "docs"),
     ]
+
+
+def _policy(settings: Settings) -> Policy:
+    limits = Limits(
+        max_streams=settings.max_streams_per_user,
+        requests_per_minute=settings.requests_a_minute(),
+        tokens_per_day=settings.tokens_per_day,
+        cost_per_day_usd=settings.cost_per_day_usd,
+        max_readers=settings.max_readers_per_user,
+    )
+    return load(settings.limits_file, limits) if settings.limits_file is not None else Policy(limits)
+
+
+def _gate(settings: Settings) -> Gate:
+    return Gate(
+        settings.upstream_concurrency,
+        tokens_per_minute=settings.upstream_tokens_per_minute,
+        max_waiting=settings.upstream_queue_max,
+        max_waiting_per_user=settings.upstream_queue_max_per_user,
+    )
 
 
 def _targets(settings: Settings) -> list[Target]:

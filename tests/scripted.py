@@ -1,6 +1,7 @@
 """A model that says what a test tells it to, piece by piece, and waits or breaks where the test wants."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -12,8 +13,8 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable
 from typing_extensions import override
 
-Step = AIMessageChunk | Exception | Callable[[], Awaitable[Any]]
-"""A chunk is sent, an exception raised, anything else called and waited for."""
+Step = AIMessageChunk | Exception | threading.Event | Callable[[], Awaitable[Any]]
+"""A chunk is sent, an exception raised, a thread waits for an event, anything else is called and waited for."""
 
 Turn = Sequence[Step]
 
@@ -63,6 +64,8 @@ class Scripted(BaseChatModel):
         for step in self._turn():
             if isinstance(step, Exception):
                 raise step
+            if isinstance(step, threading.Event):
+                assert step.wait(20)
             if isinstance(step, AIMessageChunk):
                 yield ChatGenerationChunk(message=step)
 
@@ -80,7 +83,7 @@ class Scripted(BaseChatModel):
             if isinstance(step, AIMessageChunk):
                 yield ChatGenerationChunk(message=step)
                 await asyncio.sleep(0)  # others have their turn, as between two reads of a socket
-            else:
+            elif not isinstance(step, threading.Event):
                 await step()
 
 

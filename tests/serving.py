@@ -84,7 +84,7 @@ def _run(server: uvicorn.Server, listener: socket.socket, ready: threading.Event
 def serving(agents: Mapping[str, Runnable[Any, Any]] | None = None, **settings: Any) -> Iterator[Served]:
     """The whole product beside a simulated provider that keeps its records for the test."""
     with Simulator(tokens_per_second=200) as simulator:
-        kept = {"database_url": "sqlite://"}
+        kept = {"database_url": "sqlite://", "max_streams_per_user": 0, "max_readers_per_user": 0}
         chosen = {
             "openai_base_url": simulator.base_url,
             "model": "openai:simulated",

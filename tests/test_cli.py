@@ -235,3 +235,102 @@ def test_told_to_stop_it_ends_its_streams_with_their_last_event(
         assert '"status":"cancelled","reason":"shutdown"' in rest
         process.wait(30)
         assert not any("Traceback" in line for line in lines)
+
+
+# Who may use it
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.0.0.1", "example.com", "localhost.example.com"])
+def test_without_keys_it_does_not_listen_for_other_machines(tmp_path: Path, host: str) -> None:
+    process = millrace("serve", "--host", host, cwd=tmp_path)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    (line,) = output.strip().splitlines()
+    assert line.startswith(f"millrace: --host {host} lets other machines in")
+    for word in ("MILLRACE_API_KEYS", "--serve-anyone", "spend the model provider's money"):
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("option", "env", "warned"),
+    [
+        ("--serve-anyone", {}, True),
+        ("--host=0.0.0.0", {"MILLRACE_SERVE_ANYONE": "yes"}, True),
+        ("--host=0.0.0.0", {"MILLRACE_API_KEYS": "a-key-that-is-long-enough:ada"}, False),
+    ],
+)
+def test_with_keys_or_told_to_serve_anyone_it_listens_and_the_second_is_warned_of(
+    tmp_path: Path, option: str, env: dict[str, str], warned: bool
+) -> None:
+    process = millrace("serve", "--host", "0.0.0.0", option, "--port", "0", cwd=tmp_path, **env)
+    assert process.stdout is not None
+    said = ""
+    while "Uvicorn running on http://0.0.0.0:" not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert ("ANYBODY who reaches this port may use the agents and spend" in said) is warned
+    assert "a-key-that-is-long-enough" not in said
+
+
+def test_what_the_environment_allows_the_command_line_can_forbid(tmp_path: Path) -> None:
+    process = millrace(
+        "serve", "--host", "0.0.0.0", "--no-serve-anyone", cwd=tmp_path, MILLRACE_SERVE_ANYONE="true"
+    )  # fmt: skip
+    process.communicate(timeout=60)
+    assert process.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("hidden-secret", "neither key:user pairs nor a file that can be read"),
+        ("k1:ada,hidden-secret:bob:tomorrow", "entry 2: what follows the second colon is no day"),
+        ("keys.txt", "line 2 of keys.txt: must be key:user"),
+    ],
+)
+def test_bad_keys_are_one_line_that_names_the_place_and_shows_no_key(tmp_path: Path, keys: str, said: str) -> None:
+    (tmp_path / "keys.txt").write_text("k1:ada\nhidden-secret\n")
+    process = millrace("serve", cwd=tmp_path, MILLRACE_API_KEYS=keys)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    (line,) = output.strip().splitlines()
+    assert line.startswith(f"millrace: MILLRACE_API_KEYS: {said}")
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "content", "said"),
+    [
+        ("MILLRACE_LIMITS_FILE", "[users.ada]\nmax_streams = -1\n", "file.toml, line 2: users.ada.max_streams must be"),
+        ("MILLRACE_LIMITS_FILE", "[users.ada\n", "file.toml: "),
+        ("MILLRACE_PRICES_FILE", "[a\n", "file.toml: "),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_the_setting_and_the_line(
+    tmp_path: Path, setting: str, content: str, said: str
+) -> None:
+    (tmp_path / "file.toml").write_text(content)
+    process = millrace("serve", cwd=tmp_path, **{setting: "file.toml"})
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    (line,) = output.strip().splitlines()
+    assert line.startswith(f"millrace: {setting}: {said}")
+
+
+def test_a_bad_proxy_is_named(tmp_path: Path) -> None:
+    process = millrace("serve", cwd=tmp_path, MILLRACE_TRUSTED_PROXIES="10.0.0.1,*")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert output.startswith("millrace: MILLRACE_TRUSTED_PROXIES: ")
+
+
+def test_settings_show_no_key_of_a_user_nor_where_they_are(tmp_path: Path) -> None:
+    for keys in ("a-hidden-secret:ada", "secret-file"):
+        process = millrace("settings", cwd=tmp_path, MILLRACE_API_KEYS=keys)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "MILLRACE_API_KEYS" in output
+        assert "secret" not in output

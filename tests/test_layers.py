@@ -14,11 +14,12 @@ HOUSE: dict[str, set[str]] = {
     "app.settings": set(),
     "app.simulator": set(),
     "app.targets": {"app.errors"},
+    "app.tomlfile": set(),
     "app.remote": set(),
     "app.events": {"app.errors"},
     "app.eventlog": {"app.events", "app.errors", "app.telemetry"},
-    "app.limits": {"app.events", "app.errors", "app.telemetry"},
-    "app.runs": {"app.events", "app.eventlog", "app.limits", "app.errors", "app.telemetry"},
+    "app.limits": {"app.events", "app.errors", "app.telemetry", "app.tomlfile"},
+    "app.runs": {"app.events", "app.eventlog", "app.limits", "app.errors", "app.telemetry", "app.tomlfile"},
     "app.protocols": {"app.events", "app.errors"},
     "app.transports": {"app.protocols", "app.errors", "app.telemetry"},
     "app.routes": {
@@ -98,6 +99,12 @@ def test_only_main_joins_the_agents_to_the_server() -> None:
         if name.split(".")[0] in ("chains", "tools")
     }
     assert readers == {"app.main"}
+
+
+def test_only_telemetry_knows_what_it_is_written_with() -> None:
+    tools = {"prometheus_client", "opentelemetry", "pythonjsonlogger"}
+    users = {room_of(module_of(path)) for path in sources() for _, name in imports(path) if name.split(".")[0] in tools}
+    assert users == {"app.telemetry"}
 
 
 def test_every_module_says_what_it_is_for() -> None:

@@ -15,7 +15,7 @@ the last one missed. It is told together with the entry after it, so no gap ever
 
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, groupby
 
 from msgspec.structs import replace
@@ -47,14 +47,23 @@ class Subscriber:
     """Reads one log from ``after`` on. One task at a time; being cancelled while it waits loses nothing.
 
     ``max_events`` and ``max_bytes`` (of JSON) bound how far it may lag without missing anything. What may not be
-    dropped always arrives, even where it alone exceeds the bound.
+    dropped always arrives, even where it alone exceeds the bound. ``missed`` is told of each gap how wide it is.
     """
 
-    def __init__(self, log: RunLog, after: int = 0, *, max_events: int = 1024, max_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        log: RunLog,
+        after: int = 0,
+        *,
+        max_events: int = 1024,
+        max_bytes: int = 1 << 20,
+        missed: Callable[[int], object] = lambda _: None,
+    ) -> None:
         self.position = after
         self._log = log
         self._history = log.last
         self._bound = Lag(max_events, max_bytes)
+        self._missed = missed
 
     async def wait(self) -> None:
         """Return once ``read`` has an answer at once: for a reader whose socket must have its turn first."""
@@ -98,6 +107,7 @@ class Subscriber:
         for entry in entries:
             if entry.offset != expected:
                 told.append(_gap(expected, entry.offset - 1))
+                self._missed(entry.offset - expected)
             told.append(entry)
             expected = entry.offset + 1
         return told

@@ -202,7 +202,12 @@ class Custom(Event, frozen=True, kw_only=True):
 
 
 class Usage(Event, frozen=True, kw_only=True):
-    """What one model call consumed. ``estimated``: counted here, because the provider's own numbers never came."""
+    """What one model call consumed. ``estimated``: counted here, because the provider's own numbers never came.
+
+    Reasoning is part of the output, what was cached part of the input. ``queue_ms`` is the wait at the server's own
+    gate; ``ttft_ms`` runs from there to the first chunk. ``saved_tokens``: what a call that was cancelled would likely
+    have generated yet, and ``saved_usd`` their price.
+    """
 
     type: ClassVar[str] = "usage"
     input_tokens: int
@@ -210,6 +215,14 @@ class Usage(Event, frozen=True, kw_only=True):
     total_tokens: int
     cost_usd: float | None
     estimated: bool
+    model: str | None = None
+    reasoning_tokens: int = 0
+    cached_tokens: int = 0
+    queue_ms: int = 0
+    ttft_ms: int | None = None
+    tokens_per_s: float | None = None
+    saved_tokens: int = 0
+    saved_usd: float | None = None
 
 
 class Gap(Event, frozen=True, kw_only=True):
@@ -232,13 +245,22 @@ class Error(Event, frozen=True, kw_only=True):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens and cost of a run so far; ``cost_usd`` is null when one price is unknown."""
+    """Tokens and cost of a run so far; ``cost_usd`` is null when one price is unknown, ``saved_usd`` as well.
+
+    ``queue_ms`` is the waits of all its calls at the gate; ``tokens_per_s`` is null until a streamed answer was whole.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     total_tokens: int = 0
-    cost_usd: float | None = None
+    reasoning_tokens: int = 0
+    cached_tokens: int = 0
+    cost_usd: float | None = 0.0
     estimated: bool = False
+    queue_ms: int = 0
+    tokens_per_s: float | None = None
+    saved_tokens: int = 0
+    saved_usd: float | None = 0.0
 
 
 class RunFinished(Event, frozen=True, kw_only=True):

@@ -103,6 +103,10 @@ class Door:
             self._take(slot, known)
         return slot
 
+    def slot(self, user: str) -> Slot:
+        """A slot for a request that was let in with others: it waits in line for its place."""
+        return Slot(self, user)
+
     def readmit(self, slot: Slot) -> None:
         """Let a run go on that gave its place back. It is no new request. Raises as ``admit`` does."""
         if not slot.held:

@@ -142,13 +142,12 @@ class Gate:
             waits = one.begun_at is None and not one.left and not one.granted.done()
             return self._line.position(one.user, one) if waits else 0
 
-    def spent(self, one: Pass, tokens: int) -> None:
-        """The call had that many tokens, of input and output."""
+    def charge(self, tokens: int) -> None:
+        """A call had that many tokens more (fewer, if negative) than was said when it asked."""
         if self._bucket is not None:
             with self._lock:
-                self._bucket.take(tokens - one.tokens, self._clock())
-                one.tokens = tokens
-                self._wake_later()
+                self._bucket.take(tokens, self._clock())
+                self._let_in()
 
     def answered(self) -> None:
         """The provider has answered a call to its end."""

@@ -48,7 +48,7 @@ def agent_routes(runner: Runner, *, heartbeat_s: float) -> APIRouter:
             idempotency_key=_key(request),
         )
         if streams:
-            return stream_run(run, 0, native.encode, heartbeat_s=heartbeat_s)
+            return stream_run(runner, run, 0, native.encode, heartbeat_s=heartbeat_s)
         return JSONResponse(run.row(), 202, headers=run_headers(run.run_id))
 
     return router

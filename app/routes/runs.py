@@ -39,14 +39,14 @@ def run_routes(runner: Runner, *, heartbeat_s: float) -> APIRouter:
         offset = native.parse_offset(request.headers.get("last-event-id") or after)
         if run.finished and offset == run.last_event_id:
             return Response(status_code=204)
-        return stream_run(run, offset, native.encode, heartbeat_s=heartbeat_s, min_grace_s=EVENTSOURCE_GRACE_S)
+        return stream_run(runner, run, offset, native.encode, heartbeat_s=heartbeat_s, min_grace_s=EVENTSOURCE_GRACE_S)
 
     @router.get("/runs/{run_id}/result")
     async def result(run_id: str, request: Request, wait: bool = False) -> Response:
         """The whole answer: status, text, message, object, usage. 409 while the run goes on, unless `?wait=true`."""
         run = await runner.get(run_id, request.state.user)
         if wait and isinstance(run, Run) and not run.finished:
-            with run.scope.attach():
+            with runner.attach(run):
                 if not await wait_or_leave(run.done.wait(), request.receive):
                     return Response(status_code=204)
         return JSONResponse(run.result())

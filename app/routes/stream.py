@@ -7,6 +7,7 @@ from app.events.event import Event
 from app.protocols.frame import Frame
 from app.runs.past import PastRun
 from app.runs.run import Run
+from app.runs.runner import Runner
 from app.transports.sse import BrokenFrames, EndOfFrames, EventStream
 
 Encode = Callable[[int, Event, bytes], Sequence[Frame]]
@@ -36,10 +37,13 @@ def run_headers(run_id: str) -> dict[str, str]:
 
 
 def stream_run(
-    run: Run | PastRun, after: int, encode: Encode, *, heartbeat_s: float, min_grace_s: float = 0
+    runner: Runner, run: Run | PastRun, after: int, encode: Encode, *, heartbeat_s: float, min_grace_s: float = 0
 ) -> EventStream:
-    """The run's events over ``after`` as a response that is a reader of the run until it is closed."""
+    """The run's events over ``after`` as a response that is a reader of the run until it is closed.
+
+    Raises ``TooManyReaders``, ``RunExpired``, and ``BadRequest`` for an offset that lies in the future.
+    """
     source = LogFrames(run.subscribe(after), encode)
     assert isinstance(run, Run)  # the past has raised
-    attachment = run.scope.attach(min_grace_s)
+    attachment = runner.attach(run, min_grace_s)
     return EventStream(source, heartbeat_s=heartbeat_s, headers=run_headers(run.run_id), on_close=attachment.close)

@@ -10,7 +10,7 @@ start must not keep the client's leaving from being heard.
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import anyio
 from anyio.abc import TaskGroup
@@ -21,7 +21,6 @@ from app.eventlog.subscriber import LogAbandoned, Subscriber
 from app.events.event import RunFinished
 from app.protocols import websocket as words
 from app.protocols.websocket import Attach, BadFrame, Cancel, Command, Continue, Detach, Pause, Ping, Start
-from app.routes.access import FOREIGN, may_ask
 from app.runs.past import PastRun
 from app.runs.run import Run
 from app.runs.runner import Runner
@@ -39,15 +38,13 @@ MAX_COMMANDS = 64
 RESTART = "the server is restarting; connect again in a moment"
 
 
-def websocket_routes(runner: Runner, *, origins: Collection[str], max_frame_bytes: int = 1024 * 1024) -> APIRouter:
-    """``/ws``. ``origins`` may connect beside the server's own; a frame may have ``max_frame_bytes``."""
+def websocket_routes(runner: Runner, *, max_frame_bytes: int = 1024 * 1024) -> APIRouter:
+    """``/ws``. A frame may have ``max_frame_bytes``. Who may connect, ``access`` has judged."""
     router = APIRouter()
 
     @router.websocket("/ws")
     async def streams(websocket: WebSocket) -> None:
-        if not may_ask(websocket.headers, origins):
-            await refuse(websocket, CloseCode.FORBIDDEN, FOREIGN)
-        elif runner.draining.is_set():
+        if runner.draining.is_set():
             await refuse(websocket, CloseCode.RESTART, RESTART)
         else:
             await accept(websocket)
@@ -209,9 +206,10 @@ class Session:
         if isinstance(run, PastRun):
             run.subscribe(after)  # says why not
         frames = RunFrames(stream.id, run.subscribe(after))  # first, as it may be refused: that must not touch the run
+        attachment = self._runner.attach(run)
         stream.run = run
         stream.opened.set()
-        return frames, run.scope.attach()
+        return frames, attachment
 
     async def _command(self, stream: Stream, command: Command) -> None:
         """Carry out what was said to a stream's run; an answer is due only when it cannot be."""

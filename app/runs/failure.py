@@ -40,9 +40,9 @@ class Failure(NamedTuple):
 
 def describe(error: BaseException | None, *, streamed: bool) -> Failure:
     """What happened. ``streamed``: whether the model had already sent something of its answer."""
-    if isinstance(error, MillraceError):
-        return Failure(error.reason, str(error), error.retryable)
     for cause in _chain(error):
+        if isinstance(cause, MillraceError):
+            return Failure(cause.reason, str(cause), cause.retryable, cause.retry_after_ms)
         failure = _provider(cause, streamed=streamed)
         if failure is not None:
             return failure
@@ -61,7 +61,7 @@ def timed_out(reason: str) -> Failure:
 def _provider(error: BaseException, *, streamed: bool) -> Failure | None:
     status = getattr(error, "status_code", None)
     if isinstance(status, int) and hasattr(error, "response"):
-        return _status(status, _retry_after_ms(error))
+        return _status(status, retry_after_ms(error))
     names = {cls.__name__ for cls in type(error).__mro__}
     if names & _SLOW:
         return Failure("provider_error", "The model provider did not answer in time.", True)
@@ -76,17 +76,18 @@ def _provider(error: BaseException, *, streamed: bool) -> Failure | None:
     return None
 
 
-def _status(status: int, retry_after_ms: int | None) -> Failure:
+def _status(status: int, wait_ms: int | None) -> Failure:
     if status == 429:
         message = "The model provider's rate limit is reached."
-        return Failure("provider_rate_limited", message, True, retry_after_ms)
+        return Failure("provider_rate_limited", message, True, wait_ms)
     if status in (401, 403):
         return Failure("provider_error", "The model provider refused the server's key.", False)
     message = f"The model provider answered with HTTP status {status}."
-    return Failure("provider_error", message, status >= 500 or status in (408, 409), retry_after_ms)
+    return Failure("provider_error", message, status >= 500 or status in (408, 409), wait_ms)
 
 
-def _retry_after_ms(error: BaseException) -> int | None:
+def retry_after_ms(error: BaseException) -> int | None:
+    """How long the provider asks to be left alone, if it says so."""
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     try:
         if "retry-after-ms" in headers:

@@ -35,6 +35,7 @@ class Paused(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     started_at: float | None
     paused_at: float
+    max_tokens: int | None = None
 
     def paused_s(self) -> float:
         """How long it has been standing still."""
@@ -61,6 +62,7 @@ def freeze(run: Run, paused_at: float) -> bytes:
             created_at=run.created_at,
             started_at=run.started_at,
             paused_at=paused_at,
+            max_tokens=run.max_tokens,
         )
     )
 

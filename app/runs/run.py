@@ -6,6 +6,7 @@ appends the terminal event; it never awaits, so nothing can come between.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.runnables.config import ensure_config
 
 from app.errors import BadRequest, RunExpired, RunNotFinished
-from app.eventlog.base import Lag, RunLog
+from app.eventlog.base import Lag, LogFull, RunLog
 from app.eventlog.memory import MemoryLog
 from app.eventlog.subscriber import Subscriber
 from app.events import codec
@@ -25,6 +26,7 @@ from app.events.event import (
     Reasoning,
     RunFinished,
     RunPaused,
+    RunQueued,
     RunResumed,
     RunStarted,
     Status,
@@ -33,8 +35,12 @@ from app.events.event import (
 )
 from app.events.grammar import Grammar
 from app.events.request import RunRequest
+from app.limits.door import Slot
+from app.limits.gate import Gate
 from app.runs.agent import Agent
+from app.runs.books import Account
 from app.runs.failure import Failure
+from app.runs.passage import Passage
 from app.runs.scope import Ending, Scope
 from app.runs.translate import Held, Translator
 from app.runs.usage import Meter, now_ms
@@ -76,7 +82,9 @@ class Stopwatch:
 class Run:
     """A run from its admission on. Times are in seconds since the epoch.
 
-    ``durable``: it is paused, and another process could go on with it.
+    ``slot`` is its place among its user's runs, ``gate`` where its model calls wait, each for ``queue_timeout_s`` at
+    the most. ``max_tokens`` bounds each answer; the models that Millrace builds read it. ``durable``: it is paused, and
+    another process could go on with it.
     """
 
     def __init__(
@@ -93,6 +101,11 @@ class Run:
         watchdog: Watchdog | None = None,
         lag: Lag = MAX_LAG,
         pausable: bool = False,
+        max_tokens: int | None = None,
+        slot: Slot | None = None,
+        gate: Gate | None = None,
+        queue_timeout_s: float = 30,
+        account: Account | None = None,
     ) -> None:
         self.run_id = run_id
         self.agent = agent
@@ -104,7 +117,11 @@ class Run:
         self.pausable = pausable
         self.held: list[Held] | None = None
         self.durable = False
-        self.meter = Meter(scope, watchdog)
+        self.max_tokens = request.max_tokens if max_tokens is None else max_tokens
+        self.slot = slot
+        self.passage = None if gate is None else Passage(gate, user, scope, self._queued, timeout_s=queue_timeout_s)
+        self._account = account or Account()
+        self.meter = Meter(scope, watchdog, passage=self.passage, account=self._account)
         self.failure: Failure | None = None
         self.turn = asyncio.Event()
         self.paused = asyncio.Event()
@@ -114,6 +131,7 @@ class Run:
         self.started_at: float | None = None
         self.finished_at: float | None = None
         self.threads = 0
+        self._resting = False
         self.status: Status | Literal["queued", "running", "paused"] = "running"
         self.reason: str | None = None
         self.usage = Totals()
@@ -132,11 +150,6 @@ class Run:
     def finished(self) -> bool:
         """Whether the terminal event is in the log."""
         return self.status not in ("queued", "running", "paused")
-
-    @property
-    def max_tokens(self) -> int | None:
-        """What the request bounds each answer to; also read by the models that Millrace builds."""
-        return self.request.max_tokens
 
     def start(self) -> None:
         """Append the first event."""
@@ -177,7 +190,15 @@ class Run:
         if self._grammar is not None:  # after the log, which may have refused the event
             self._grammar.check(event)
         if self.ttft_ms is None and isinstance(event, Token | Reasoning):
-            self.ttft_ms = int((time.time() - self.created_at) * 1000)
+            self.ttft_ms = max(int((time.time() - self.created_at) * 1000), 0)
+            self._account.first_token(self.ttft_ms / 1000)
+        self._account.hear(event)
+
+    def _queued(self, position: int) -> None:
+        """A call of the run waits at the gate."""
+        if self.status == "running" and not self.scope.over:
+            with contextlib.suppress(LogFull):  # whatever comes next says so
+                self.append(RunQueued(ts=now_ms(), position=position))
 
     def enter(self) -> None:
         """A thread is asked for: a synchronous node or tool of the run. See `runs.executor.Occupant`."""
@@ -186,6 +207,22 @@ class Run:
     def leave(self) -> None:
         """It is done."""
         self.threads -= 1
+        if not self.threads and self._resting:
+            self._free()
+
+    def rest(self) -> None:
+        """Nothing of the run is at work now, but for threads that were left behind: its places are free with them."""
+        self._resting = True
+        if self.passage is not None:
+            self.passage.close()
+        if not self.threads:
+            self._free()
+
+    def _free(self) -> None:
+        if self.passage is not None:
+            self.passage.close_threads()
+        if self.slot is not None:
+            self.slot.release()
 
     # Pauses: see `runs.pause` for what is kept.
 
@@ -199,7 +236,7 @@ class Run:
         """The graph has been stopped for a pause: account for what was cut, and hold what is half said."""
         self._pause_wanted = None
         self.active.stop()
-        for usage in self.meter.take_rest(now_ms()):
+        for usage in self.meter.take_rest(now_ms(), "paused"):
             self.append(usage)
         self.held = self._translator.hold()
 
@@ -212,6 +249,7 @@ class Run:
 
     def go_on(self) -> None:
         """End the pause, soon."""
+        self._resting = False
         self.paused.clear()
         self.scope.resume()
 
@@ -270,7 +308,7 @@ class Run:
             ending = Ending("interrupted")
         for event in self._translator.close(ts, WITHOUT_RESULT[ending.status]):
             self.append(event)
-        for usage in self.meter.take_rest(ts):
+        for usage in self.meter.take_rest(ts, "completed" if ending.status == "interrupted" else ending.status):
             self.append(usage)
         self.failure = failure
         if failure is not None:
@@ -290,10 +328,28 @@ class Run:
             )
         )
         self.status, self.reason = ending
+        self.rest()
         self.scope.close()
         self.paused.set()
         self.going.set()
         self.done.set()
+        self._book(ending)
+
+    def _book(self, ending: Ending) -> None:
+        result = self._result or {}
+        self._account.finish(
+            ending,
+            self.usage,
+            thread_id=self.thread_id,
+            created_at=self.created_at,
+            finished_at=self.finished_at or self.created_at,
+            duration_ms=self.active.stop(),
+            ttft_ms=self.ttft_ms,
+            cancel_s=self.scope.cancel_s,
+            events=self.last_event_id,
+            asked=lambda: codec.plain(self.request.input),
+            answered=lambda: result.get("text") or result.get("object"),
+        )
 
     def subscribe(self, after: int) -> Subscriber:
         """A reader from ``after`` on. Raises ``RunExpired``, and ``BadRequest`` for an id that lies in the future."""
@@ -303,7 +359,8 @@ class Run:
             raise BadRequest(
                 f"event id {after} lies in the future: the newest is {self._log.last}", code="bad_event_id"
             )
-        return Subscriber(self._log, after, max_events=self._lag.events, max_bytes=self._lag.bytes)
+        lag = self._lag
+        return Subscriber(self._log, after, max_events=lag.events, max_bytes=lag.bytes, missed=self._account.missed)
 
     def result(self) -> dict[str, Any]:
         """The whole answer: ``status, text, message, object, usage``. Raises ``RunNotFinished``, ``RunExpired``."""
@@ -345,7 +402,7 @@ class Run:
         if self._log is None:
             return
         self._log = self._result = None
-        del self._translator, self.meter, self._grammar, self.scope
+        del self._translator, self.meter, self._grammar, self.scope, self.passage, self._account
 
     def _make_result(self, status: Status) -> dict[str, Any]:
         text, message, other = _answer(self._translator.output)

@@ -10,7 +10,9 @@ import asyncio
 import copy
 import hashlib
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,13 +21,15 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessageChunk, message_chunk_to_message
 from langchain_core.prompt_values import ChatPromptValueConcrete, StringPromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import get_config_list
 from langchain_core.runnables.utils import ConfigurableFieldSpec, _RootEventFilter
 from langchain_core.tracers.log_stream import RunLogPatch
 from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError, create_model, model_serializer, model_validator
 from typing_extensions import override
 
-from app.errors import RunFailed
+from app.errors import RunFailed, UpstreamBusy
 from app.events.request import RunRequest
+from app.limits.door import Slot
 from app.runs.agent import MAX_INPUT_DEPTH, Agent
 from app.runs.run import Run
 from app.runs.runlog import Output, Steps, Sum, Words, is_chunk, readable
@@ -46,12 +50,21 @@ class Caller:
         self.at_playground = at_playground
         self.thread_id: str | None = None
         self.runs: list[str] = []
+        self.slots: deque[Slot] = deque()
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._attachments: list[Attachment] = []
         self._left = False
+        self._seat: ExitStack | None = None
 
-    def attach(self, run: Run) -> None:
+    @property
+    def seated(self) -> bool:
+        """Whether the caller is counted as a reader: once, however many runs it starts."""
+        return self._seat is not None
+
+    def attach(self, run: Run, runner: Runner) -> None:
         """Read the run. When the caller has left while it was being started, that is the end of its reading."""
+        if self._seat is None:
+            self._seat = runner.seat(self.user)
         self.runs.append(run.run_id)
         self._attachments.append(run.scope.attach())
         if self._left:
@@ -64,6 +77,8 @@ class Caller:
         self._left = True
         for attachment in self._attachments:
             attachment.close()
+        if self._seat is not None:
+            self._seat.close()
 
 
 caller: ContextVar[Caller] = ContextVar("caller")
@@ -104,6 +119,33 @@ class AgentRunnable(Runnable[Any, Any]):
         await run.done.wait()
         _raise_if_failed(run)
         return _whole(run.output())
+
+    @override
+    async def abatch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        # Let in as a whole, as so many requests in one slot: where runs are limited, one begins as the one before ends.
+        who, outputs = caller.get(), []
+        who.slots.extend(self._runner.admit(who.user, len(inputs)) if inputs else ())
+        try:
+            if not self._runner.door.policy.of(who.user).max_streams:
+                return await super().abatch(inputs, config, return_exceptions=return_exceptions)
+            for value, one in zip(inputs, get_config_list(config, len(inputs)), strict=True):
+                try:
+                    outputs.append(await self.ainvoke(value, one))
+                except Exception as error:
+                    if not return_exceptions:
+                        raise
+                    outputs.append(error)
+            return outputs
+        finally:
+            while who.slots:
+                who.slots.popleft().release()
 
     @override
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
@@ -175,15 +217,20 @@ class AgentRunnable(Runnable[Any, Any]):
         if "run_name" in config:
             passed["run_name"] = config["run_name"]
         who = caller.get()
-        run = await self._runner.start(
-            self._agent,
-            RunRequest(input=value, thread_id=who.thread_id),
-            user=who.user,
-            streams=True,
-            run_id=run_id,
-            brought=Brought(passed, callbacks, tap),
-        )
-        who.attach(run)
+        slot = who.slots.popleft() if who.slots else None
+        with ExitStack() as undo:
+            if slot is not None:
+                undo.enter_context(slot)
+            run = await self._runner.start(
+                self._agent,
+                RunRequest(input=value, thread_id=who.thread_id),
+                user=who.user,
+                streams=True,
+                run_id=run_id,
+                brought=Brought(passed, callbacks, tap, slot, who.seated),
+            )
+            undo.pop_all()  # it is the run's now
+        who.attach(run, self._runner)
         return run
 
 
@@ -206,6 +253,8 @@ def _raise_if_failed(run: Run) -> None:
     if run.status in ("completed", "interrupted"):
         return
     failure = run.failure
+    if failure is not None and failure.code == UpstreamBusy.code:
+        raise UpstreamBusy(failure.message, retry_after_ms=failure.retry_after_ms)
     if failure is not None:
         raise RunFailed(failure.message, code=failure.code)
     raise RunFailed(f"the run was {run.status.replace('_', ' ')}", code=run.status)

@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
@@ -22,20 +24,25 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command, StateSnapshot
 
-from app.errors import Conflict, InvalidInput, NotFound, Unavailable, Unsupported
+from app.errors import Conflict, InvalidInput, MillraceError, NotFound, Unavailable, Unsupported
 from app.eventlog.base import Lag, LogFull
 from app.eventlog.memory import MemoryLog
 from app.events import codec
 from app.events.grammar import Grammar
 from app.events.request import RunRequest
+from app.limits.door import Door, Slot
+from app.limits.gate import Gate
+from app.limits.policy import Limits, Policy
 from app.runs import pause
 from app.runs.agent import Agent, refuse_constructors
+from app.runs.books import Account, Books
 from app.runs.executor import occupant
 from app.runs.failure import Failure, describe, timed_out
 from app.runs.ledger import Ledger, Row
 from app.runs.past import PastRun
+from app.runs.report import report
 from app.runs.run import MAX_LAG, WITHOUT_RESULT, Run
-from app.runs.scope import Ending, Scope
+from app.runs.scope import Attachment, Ending, Scope
 from app.runs.tap import Tap
 from app.runs.threads import Turns, conversation, is_broken, repair
 from app.runs.watchdog import Watchdog
@@ -72,20 +79,28 @@ class Timing(NamedTuple):
     disconnect_grace_s: float = 0
     pause_timeout_s: float = 600
     retention_s: float = 600
+    queue_timeout_s: float = 30
 
 
 class Brought(NamedTuple):
-    """What a protocol brings along to a run, beside the request: LangServe's config, callbacks and tap."""
+    """What a protocol brings along to a run, beside the request: LangServe's config, callbacks and tap.
+
+    ``slot``: the request has been let in, and this is its place or will be. ``seated``: who asks counts as a reader.
+    """
 
     config: RunnableConfig | None = None
     callbacks: Sequence[BaseCallbackHandler] = ()
     tap: Tap | None = None
+    slot: Slot | None = None
+    seated: bool = False
 
 
 class Runner:
     """Starts runs, finds them, lets them go. ``run_max_bytes`` bounds each run's log.
 
-    ``strict`` checks every event against the grammar; tests and debug servers run that way.
+    ``door`` says who may start, ``gate`` when a model may be called, and what comes of it is kept in ``books``; by
+    default nobody is limited. ``adaptive`` bounds the answers of users who stop most of theirs. ``strict`` checks every
+    event against the grammar; tests and debug servers run that way.
     """
 
     def __init__(
@@ -97,10 +112,18 @@ class Runner:
         lag: Lag = MAX_LAG,
         run_max_bytes: int = 8 * 1024 * 1024,
         strict: bool = False,
+        door: Door | None = None,
+        gate: Gate | None = None,
+        books: Books | None = None,
+        adaptive: bool = False,
     ) -> None:
         self.agents = agents
+        self.door = door or Door(Policy(Limits(max_streams=0, max_readers=0)))
+        self.gate = gate or Gate()
         self.draining = asyncio.Event()
         self._ledger = ledger or Ledger()
+        self._books = books or Books(self._ledger, self.door)
+        self._adaptive = adaptive
         self._timing = timing
         self._lag = lag
         self._run_max_bytes = run_max_bytes
@@ -115,6 +138,8 @@ class Runner:
     async def open(self) -> None:
         """Open the ledger, and take over the runs that were paused when the last server stopped."""
         await self._ledger.open()
+        self.gate.open()
+        await self._books.open()
         for data in await self._ledger.held():
             await self._restore(data)
 
@@ -140,7 +165,7 @@ class Runner:
 
         ``streams``: whether the start itself is read, which decides the default of ``on_disconnect``. The input is
         checked before anything exists. Raises ``InvalidInput``, ``Unsupported``, ``Conflict``, ``NotFound`` for
-        another user's thread, and ``Unavailable``.
+        another user's thread, ``Unavailable``, and ``TooManyRequests`` or ``UpstreamBusy`` when a limit is reached.
         """
         key = None if idempotency_key is None else (user, idempotency_key)
         if key in self._by_key:
@@ -153,17 +178,52 @@ class Runner:
             if key in self._by_key:  # the same start, while this one looked at the thread
                 return self._by_key[key]
             self._refuse_in_drain()
-        pausable = agent.served_model and brought == Brought()
-        run = self._new(agent, request, user, run_id or uuid4(), idempotency_key, streams=streams, pausable=pausable)
-        run.start()
-        if run.thread_id is None:
-            run.turn.set()
-        else:
-            self._turns.enter(run, run.thread_id, request.multitask_strategy)
-        self._keep(run)
-        self._live(run, value, brought)
+        with contextlib.ExitStack() as undo:
+            slot = undo.enter_context(self._let_in(user, request, brought, reads=streams))
+            run = self._new(
+                agent,
+                request,
+                slot,
+                run_id=run_id or uuid4(),
+                key=idempotency_key,
+                streams=streams,
+                pausable=agent.served_model and brought == Brought(),
+            )
+            run.start()
+            if run.thread_id is None:
+                run.turn.set()
+            else:
+                self._turns.enter(run, run.thread_id, request.multitask_strategy)
+            self._keep(run)
+            self._live(run, value, brought)
+            undo.pop_all()
         self._ledger.put(run.row())
         return run
+
+    def admit(self, user: str, requests: int) -> list[Slot]:
+        """Let so many requests in, which are to be started one after another: their slots, of which the first is held.
+
+        Raises as ``start`` does. Who asks must give back what is not used.
+        """
+        with self._refusals():
+            self.gate.check(user)
+            first = self.door.admit(user, requests=requests)
+        return [first, *(self.door.slot(user) for _ in range(requests - 1))]
+
+    def attach(self, run: Run, min_grace_s: float = 0) -> Attachment:
+        """Be a reader of the run. Raises ``TooManyReaders``."""
+        seat = self.seat(run.user)
+        return run.scope.attach(min_grace_s, seat.close)
+
+    def seat(self, user: str) -> contextlib.ExitStack:
+        """Be counted as one of the user's readers, until it is closed. Raises ``TooManyReaders``."""
+        with self._refusals(), contextlib.ExitStack() as seat:
+            seat.enter_context(self.door.reading(user))
+            return seat.pop_all()
+
+    def allowance(self, user: str) -> dict[str, str]:
+        """What is left to the user, as headers."""
+        return self.door.allowance(user)
 
     async def get(self, run_id: str, user: str) -> Run | PastRun:
         """The user's run; of one whose log is gone, its row. Raises ``NotFound``, for another user's too."""
@@ -185,6 +245,13 @@ class Runner:
         """The user's runs that can still be read, newest first."""
         return [run for run in reversed(self._runs.values()) if run.user == user]
 
+    async def usage(self, user: str, days: int) -> dict[str, Any]:
+        """What the user has spent in so many days, today's included: see ``runs.report``."""
+        now = datetime.now(UTC)
+        since = now.date() - timedelta(days=days - 1)
+        spent, limits = self.door.budget.spent(user, now.date()), self.door.policy.of(user)
+        return report(user, since, await self._ledger.usage(user, since), limits=limits, spent=spent, now=now)
+
     async def cancel(self, run: Run | PastRun) -> None:
         """End the run now, whoever reads it. Cancelling a run that is over changes nothing."""
         if isinstance(run, Run):
@@ -201,10 +268,16 @@ class Runner:
             await _soon(run.paused)
 
     async def resume(self, run: Run | PastRun) -> None:
-        """Let a paused run go on. One that is not paused is left as it is. Raises ``Unavailable`` in a drain."""
+        """Let a paused run go on. One that is not paused is left as it is.
+
+        Raises ``Unavailable`` in a drain, and ``TooManyRequests`` when the user has no place for it now.
+        """
         if isinstance(run, Run) and run.status == "paused" and run.scope.ending is None:
             if self.draining.is_set():
                 raise Unavailable("the server is shutting down; the run stays paused", retry_after_ms=1000)
+            if run.slot is not None:
+                with self._refusals():
+                    self.door.readmit(run.slot)
             run.go_on()
             await _soon(run.going)
 
@@ -243,6 +316,10 @@ class Runner:
                         await run.paused.wait()  # or over
         await self.close()
 
+    def states(self) -> dict[str, int]:
+        """How many runs there are that are not over, by their status."""
+        return Counter(str(self._runs[run_id].status) for run_id in self._lives)
+
     def stop(self) -> None:
         """Refuse new runs and end those that are going; paused ones are let go, the next server has them."""
         self.draining.set()
@@ -259,6 +336,7 @@ class Runner:
         while self._lives:
             self.stop()
             await asyncio.gather(*self._lives.values(), return_exceptions=True)
+        self.gate.close()
         await self._ledger.close()
 
     # Admission
@@ -267,14 +345,18 @@ class Runner:
         self,
         agent: Agent,
         request: RunRequest,
-        user: str,
+        slot: Slot,
+        *,
         run_id: UUID,
         key: str | None,
-        *,
         streams: bool,
         pausable: bool,
+        max_tokens: int | None = None,
     ) -> Run:
-        timing = self._timing
+        timing, user = self._timing, slot.user
+        most = max_tokens or request.max_tokens
+        if most is None and self._adaptive and agent.served_model:
+            most = self._books.habits.ceiling(user, agent.name)
         grace = request.disconnect_grace_s
         scope = Scope(
             request.on_disconnect or ("cancel" if streams else "continue"),
@@ -297,7 +379,31 @@ class Runner:
             grammar=Grammar() if self._strict else None,
             lag=self._lag,
             pausable=pausable,
+            max_tokens=most,
+            slot=slot,
+            gate=self.gate,
+            queue_timeout_s=timing.queue_timeout_s,
+            account=Account(self._books, run_id=str(run_id), agent=agent.name, user=user, most=most),
         )
+
+    def _let_in(self, user: str, request: RunRequest, brought: Brought, *, reads: bool) -> Slot:
+        """The request's slot, its place or one in line, when no limit is reached. A refusal has consumed nothing."""
+        with self._refusals():
+            if reads and not brought.seated:
+                self.door.check_reader(user)
+            if brought.slot is not None:
+                return brought.slot
+            self.gate.check(user)
+            waits = request.thread_id is not None and self._turns.busy(request.thread_id) is not None
+            return self.door.admit(user, waits=waits)
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except MillraceError as error:
+            self._books.refused(error)
+            raise
 
     def _refuse_in_drain(self) -> None:
         if self.draining.is_set():
@@ -331,7 +437,14 @@ class Runner:
                 return
             streams, pausable = held.on_disconnect == "cancel", agent.served_model
             run = self._new(
-                agent, held.request, held.user, UUID(held.run_id), held.key, streams=streams, pausable=pausable
+                agent,
+                held.request,
+                self.door.slot(held.user),
+                run_id=UUID(held.run_id),
+                key=held.key,
+                streams=streams,
+                pausable=pausable,
+                max_tokens=held.max_tokens,
             )
             pause.restore(run, held, self._run_max_bytes)
         except (msgspec.MsgspecError, ValueError):
@@ -355,7 +468,8 @@ class Runner:
 
     async def _life(self, run: Run, value: Any, brought: Brought, paused_s: float | None) -> None:
         """One run from its admission to its end, or until this server lets go of it. Never cancelled."""
-        with self._turns.place(run):
+        with self._turns.place(run), contextlib.ExitStack() as places:
+            places.callback(run.rest)  # as `finish` has done, if it came to that
             try:
                 outcome = await self._outcome(run, value, brought, paused_s)
             except _LetGo:
@@ -403,6 +517,8 @@ class Runner:
 
     async def _drive(self, run: Run, value: Any, brought: Brought, *, again: bool) -> None:
         await run.turn.wait()
+        if run.slot is not None:
+            await run.slot.wait()
         if run.thread_id is None or again:
             run.begin()
         else:
@@ -412,7 +528,7 @@ class Runner:
         config: RunnableConfig = {
             **(brought.config or {}),
             "run_id": UUID(run.run_id),
-            "callbacks": [run.meter, *brought.callbacks],
+            "callbacks": [*([run.passage] if run.passage is not None else []), run.meter, *brought.callbacks],
             "metadata": {**(brought.config or {}).get("metadata", {}), **_passed_on(run.request.metadata)},
             "configurable": {**(brought.config or {}).get("configurable", {}), **options.configurable},
         }
@@ -479,6 +595,7 @@ class Runner:
             await self._ledger.hold(run.run_id, pause.freeze(run, paused_at))
             run.durable = True
         run.pause(int(paused_at * 1000))
+        run.rest()
         self._ledger.put(run.row())
 
     async def _release(self, run: Run) -> None:

@@ -15,6 +15,8 @@ readers may leave it. After a pause the policy waits for a reader again.
 """
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 from app.events.event import Status
@@ -32,16 +34,19 @@ class Ending(NamedTuple):
 
 
 class Attachment:
-    """A reader's presence. Closing it is leaving; closing twice is leaving once."""
+    """A reader's presence. Closing it is leaving, which ``left`` is told of; closing twice is leaving once."""
 
-    def __init__(self, scope: "Scope", min_grace_s: float) -> None:
+    def __init__(self, scope: "Scope", min_grace_s: float, left: Callable[[], object] | None = None) -> None:
         self._scope: Scope | None = scope
         self._min_grace_s = min_grace_s
+        self._left = left
 
     def close(self) -> None:
         """Leave."""
         scope, self._scope = self._scope, None
         if scope is not None:
+            if self._left is not None:
+                self._left()
             scope.leave(self._min_grace_s)
 
     def __enter__(self) -> Self:
@@ -62,6 +67,8 @@ class Scope:
         self.changed = asyncio.Event()
         self.readers = 0
         self.left_s = timeout_s
+        self.cancel_s: float | None = None
+        self._ended_at: float | None = None
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -74,8 +81,10 @@ class Scope:
             self._cancel()
 
     def unbind(self) -> None:
-        """The task is over, its run is not: stop the clock."""
+        """The task is over, its run is not: stop the clock. What an ending took to stop it is ``cancel_s``."""
         self._task = None
+        if self._ended_at is not None:
+            self.cancel_s = time.monotonic() - self._ended_at
         self._disarm()
         self.stop_clock()
 
@@ -109,16 +118,17 @@ class Scope:
         if self.ending is not None or self._closed:
             return
         self.ending = ending
+        self._ended_at = time.monotonic()
         self.changed.set()
         self._disarm()
         self._cancel()
 
-    def attach(self, min_grace_s: float = 0) -> Attachment:
+    def attach(self, min_grace_s: float = 0, left: Callable[[], object] | None = None) -> Attachment:
         """A reader arrives. One that is known to come back (an EventSource) has a grace of its own at least."""
         self.readers += 1
         if not self.over:  # else the timer is the one that repeats the cancel
             self._disarm()
-        return Attachment(self, min_grace_s)
+        return Attachment(self, min_grace_s, left)
 
     def leave(self, min_grace_s: float) -> None:
         """A reader is gone; if it was the last one, the grace begins."""

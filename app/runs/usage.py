@@ -21,12 +21,17 @@ from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, GenerationChunk, LLMResult
 
 from app.events.event import Totals, Usage
-from app.runs.failure import ProviderDropped
+from app.runs.books import Account, Spent
+from app.runs.failure import ProviderDropped, retry_after_ms
+from app.runs.passage import Passage
 from app.runs.scope import Scope
 from app.runs.watchdog import Watchdog
+from app.telemetry.records import CallStatus
 
 RETRY = "provider.retry"
 """The custom event by which a model of ours says that it calls the provider again, after ``wait_ms``."""
+
+TOO_MANY_REQUESTS = 429
 
 CHARS_PER_TOKEN = 4
 """The usual rule of thumb for text of unknown tokenisation."""
@@ -36,32 +41,56 @@ ONE_TOKEN_CHARS = 8
 
 
 class _Call:
-    """One model call as far as it came."""
+    """One model call as far as it came. Times are seconds since the epoch."""
 
-    __slots__ = ("chars", "chunks", "continued", "finish_required", "messages", "prompts", "repeats", "usage")
+    __slots__ = (
+        "began",
+        "chars",
+        "chunks",
+        "continued",
+        "ended",
+        "finish_required",
+        "first",
+        "messages",
+        "model",
+        "most",
+        "prompts",
+        "provider",
+        "queue_s",
+        "repeats",
+        "status",
+        "usage",
+    )
 
-    def __init__(self, messages: list[BaseMessage], prompts: list[str], finish_required: bool) -> None:
+    def __init__(
+        self, messages: list[BaseMessage], prompts: list[str], metadata: dict[str, Any] | None, params: dict[str, Any]
+    ) -> None:
+        told = metadata or {}
         self.messages = messages
         self.prompts = prompts
-        self.finish_required = finish_required
+        self.model = str(told.get("ls_model_name") or params.get("model") or params.get("model_name") or "")
+        self.provider = str(told.get("ls_provider") or "")
+        self.most = told.get("ls_max_tokens")
+        self.finish_required = bool(messages) and self.provider in ("openai", "azure")
+        self.began = time.time()
+        self.queue_s = 0.0
+        self.first: float | None = None
+        self.ended: float | None = None
+        self.status: CallStatus | None = None
         self.chunks = 0
         self.chars = 0
         self.continued = False  # it goes on with an answer whose beginning was counted before
         self.repeats = False  # its next chunk is that beginning
-        self.usage: tuple[int, int] | None = None
+        self.usage: Spent | None = None
 
-    def tokens(self) -> tuple[int, int, bool]:
-        """``(input, output, estimated)``."""
-        if self.usage is not None:
-            return (*self.usage, False)
-        return self._input(), self._output(), True
-
-    def _input(self) -> int:
+    def input(self) -> int:
+        """Tokens of what was asked, by rule of thumb."""
         if self.messages:
             return count_tokens_approximately(self.messages)
         return sum(len(prompt) // CHARS_PER_TOKEN + 1 for prompt in self.prompts)
 
-    def _output(self) -> int:
+    def output(self) -> int:
+        """Tokens of what came."""
         if self.chunks and self.chars / self.chunks < ONE_TOKEN_CHARS:
             return self.chunks
         return -(-self.chars // CHARS_PER_TOKEN)
@@ -70,22 +99,35 @@ class _Call:
 class Meter(BaseCallbackHandler):
     """A run's account. Also notes which calls failed, and the tool call of each tool run, which the translator takes.
 
-    ``streamed``: whether the call that failed last had sent something of its answer.
+    ``passage`` is the run's way through the gate, which this one tells of calls that end, and by which it holds back
+    those of threads. ``streamed``: whether the call that failed last had sent something of its answer.
     """
 
     run_inline = True  # in order with the stream, and no thread hop a token
     raise_error = True  # a stream that ended without a finish reason must fail the run, see on_llm_end
 
-    def __init__(self, scope: Scope, watchdog: Watchdog | None = None) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        watchdog: Watchdog | None = None,
+        *,
+        passage: Passage | None = None,
+        account: Account | None = None,
+    ) -> None:
         self._scope = scope
         self._watchdog = watchdog
-        self.totals = Totals(cost_usd=None)
+        self._passage = passage
+        self._booked = account or Account()
+        self.totals = Totals()
         self.streamed = False
         self.call_ids: dict[str, str] = {}
         self.failed: list[str] = []
         self._calls: dict[UUID, _Call] = {}
         self._cut: set[UUID] = set()
+        self._refused: list[_Call] = []
         self._speaking: set[str] = set()
+        self._streaming_s = 0.0
+        self._streamed_tokens = 0
 
     def on_chat_model_start(
         self,
@@ -96,13 +138,25 @@ class Meter(BaseCallbackHandler):
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """A chat model is called."""
-        provider = (metadata or {}).get("ls_provider")
-        self._open(run_id, _Call(messages[0] if messages else [], [], provider in ("openai", "azure")))
+        """A chat model is called; in a thread, this is where the call waits for its turn at the gate."""
+        asked = messages[0] if messages else []
+        if self._passage is not None:
+            self._passage.hold_back(run_id, lambda: count_tokens_approximately(asked))
+        self._open(run_id, _Call(asked, [], metadata, kwargs.get("invocation_params") or {}))
 
-    def on_llm_start(self, serialized: dict[str, Any], prompts: list[str], *, run_id: UUID, **kwargs: Any) -> None:
+    def on_llm_start(
+        self,
+        serialized: dict[str, Any],
+        prompts: list[str],
+        *,
+        run_id: UUID,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """A text-completion model is called."""
-        self._open(run_id, _Call([], prompts, finish_required=False))
+        if self._passage is not None:
+            self._passage.hold_back(run_id, lambda: sum(map(len, prompts)) // CHARS_PER_TOKEN)
+        self._open(run_id, _Call([], prompts, metadata, kwargs.get("invocation_params") or {}))
 
     def on_llm_new_token(
         self,
@@ -138,6 +192,8 @@ class Meter(BaseCallbackHandler):
             thought = message.additional_kwargs.get("reasoning_content")
             size += len(thought) if isinstance(thought, str) else 0
         if size:
+            if call.first is None:
+                call.first = time.time()
             call.chunks += 1
             call.chars += size
 
@@ -154,7 +210,7 @@ class Meter(BaseCallbackHandler):
         client library takes that for success, and the reader would be shown half an answer as a whole one. And
         ``CancelledError`` when the call has been cut: it has come to its end too late for the graph to go on with it.
         """
-        call = self._close(run_id)
+        call = self._close(run_id, "completed")
         if call is not None:
             self._end(call, response, run_id)
         self._stop_if_cut(run_id)
@@ -170,19 +226,25 @@ class Meter(BaseCallbackHandler):
             and (call.chunks or call.continued)
             and not message.response_metadata.get("finish_reason")
         ):
+            call.status = "failed"
             self.failed.append(str(run_id))
             raise ProviderDropped("the provider's stream ended without a finish reason")
-        if message.usage_metadata is not None:
-            call.usage = (message.usage_metadata["input_tokens"], message.usage_metadata["output_tokens"])
+        call.model = call.model or str(message.response_metadata.get("model_name") or "")
+        call.usage = _spent(message)
         if not call.chunks and not call.continued:
             call.chars = len(message.text) + sum(len(str(one["args"])) for one in message.tool_calls)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A call failed: what had come is counted, a call that was refused is not."""
-        call = self._close(run_id)
+        cancelled = isinstance(error, asyncio.CancelledError)
+        if self._passage is not None and getattr(error, "status_code", None) == TOO_MANY_REQUESTS:
+            self._passage.refused(run_id, _seconds(retry_after_ms(error)))
+            self._booked.provider_refused()
+        call = self._close(run_id, None if cancelled else "failed")
         self.streamed = call is not None and call.chunks > 0
-        if call is not None and not call.chunks:
+        if call is not None and not call.chunks and not cancelled:
             del self._calls[run_id]
+            self._write_off(call, run_id)
         self.failed.append(str(run_id))
 
     def on_tool_start(
@@ -199,10 +261,20 @@ class Meter(BaseCallbackHandler):
         self.call_ids[str(run_id)] = tool_call_id or ""
 
     def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
-        """A model of ours tries again: the provider lives, and its first token has its time anew."""
-        if name == RETRY and self._watchdog is not None:
-            wait_ms = data.get("wait_ms") if isinstance(data, dict) else None  # a user's event may have this name
-            self._watchdog.retried(wait_ms / 1000 if isinstance(wait_ms, int) else 0)
+        """A model of ours tries again: the provider lives, and its first token has its time anew.
+
+        A retry after a 429 slows the gate for everybody, as a call that failed with it does.
+        """
+        if name != RETRY:
+            return
+        told = data if isinstance(data, dict) else {}  # a user's event may have this name
+        wait_ms = told.get("wait_ms")
+        wait_s = wait_ms / 1000 if isinstance(wait_ms, int) else 0.0
+        if self._watchdog is not None:
+            self._watchdog.retried(wait_s)
+        if self._passage is not None and told.get("status") == TOO_MANY_REQUESTS:
+            self._passage.refused(None, wait_s)
+            self._booked.provider_refused()
 
     def speaks(self, told: Set[str]) -> bool:
         """Whether these calls go on, and nothing else does: no other call, no tool, nothing that is over and not told.
@@ -221,16 +293,19 @@ class Meter(BaseCallbackHandler):
     def take(self, run_id: str, ts: int) -> Usage | None:
         """The account of a call that is over, once."""
         call = self._calls.pop(UUID(run_id), None)
-        return None if call is None else self._account(call, ts)
+        return None if call is None else self._account(call, UUID(run_id), ts, "completed")
 
-    def take_rest(self, ts: int) -> list[Usage]:
-        """The accounts of the calls that were cut, at the run's end."""
+    def take_rest(self, ts: int, status: CallStatus) -> list[Usage]:
+        """The accounts of the calls that were cut, at the run's end or pause, which is their ``status``."""
         if self._watchdog is not None:
             self._watchdog.clear()
         rest, self._calls = self._calls, {}
         self._cut.update(rest)
         self._speaking.clear()
-        return [self._account(call, ts) for call in rest.values()]
+        refused, self._refused = self._refused, []
+        for call in refused:
+            self._book(call, Spent(0, 0), 0.0, "failed")
+        return [self._account(call, run_id, ts, status) for run_id, call in rest.items()]
 
     def _stop_if_cut(self, run_id: UUID) -> None:
         """In a thread that was left behind a call goes on when the run has had its end, or goes on after a pause."""
@@ -246,33 +321,111 @@ class Meter(BaseCallbackHandler):
                 self._scope.check()
             self._cut.add(run_id)
             return
+        if self._passage is not None:
+            call.queue_s = self._passage.waited_s(run_id)
         self._calls[run_id] = call
         self._speaking.add(str(run_id))
         if self._watchdog is not None:
             self._watchdog.opened(run_id)
 
-    def _close(self, run_id: UUID) -> _Call | None:
+    def _close(self, run_id: UUID, status: CallStatus | None) -> _Call | None:
         self._speaking.discard(str(run_id))
         if self._watchdog is not None:
             self._watchdog.closed(run_id)
-        return self._calls.get(run_id)
+        if self._passage is not None:
+            if status == "completed":
+                self._passage.answered()
+            self._passage.leave(run_id)
+        call = self._calls.get(run_id)
+        if call is not None:
+            call.ended = time.time()
+            call.status = status
+        return call
 
-    def _account(self, call: _Call, ts: int) -> Usage:
-        sent, received, estimated = call.tokens()
+    # The account
+
+    def _write_off(self, call: _Call, run_id: UUID) -> None:
+        """The provider has refused the call, or was never reached: it came to nothing."""
+        if self._passage is not None:
+            self._passage.spent(run_id, 0)
+        self._refused.append(call)  # this may be a thread, and the books are the loop's
+
+    def _account(self, call: _Call, run_id: UUID, ts: int, cut: CallStatus) -> Usage:
+        """Charge a call that is over, or was ``cut``."""
+        status, spent, estimated = call.status or cut, call.usage, call.usage is None
+        if spent is None:
+            spent = Spent(self._booked.input_tokens(call.model, call.input()), call.output())
+        elif status == "completed" and not call.continued:
+            self._booked.learn(call.model, call.input(), spent)
+        cost = self._booked.cost(call.model, call.provider, spent)
+        saved = self._saved(call, spent) if status == "cancelled" else 0
+        saved_usd = self._booked.cost(call.model, call.provider, Spent(0, saved)) if saved else 0.0
+        if self._passage is not None:
+            self._passage.spent(run_id, spent.input + spent.output)
+        self._book(call, spent, cost, status, estimated=estimated)
+        usage = Usage(
+            ts=ts,
+            input_tokens=spent.input,
+            output_tokens=spent.output,
+            total_tokens=spent.input + spent.output,
+            cost_usd=cost,
+            estimated=estimated,
+            model=call.model or None,
+            reasoning_tokens=spent.reasoning,
+            cached_tokens=spent.cached,
+            queue_ms=round(call.queue_s * 1000),
+            ttft_ms=None if call.first is None else max(round((call.first - call.began) * 1000), 0),
+            tokens_per_s=self._pace(call, spent),
+            saved_tokens=saved,
+            saved_usd=saved_usd if saved else None,
+        )
+        self._add(usage, saved_usd)
+        return usage
+
+    def _saved(self, call: _Call, spent: Spent) -> int:
+        """What the call would likely have put out yet, within the bound that it was given."""
+        rest = self._booked.rest(call.model, spent.output)
+        most = call.most if isinstance(call.most, int) else None
+        return rest if most is None else max(min(rest, most - spent.output), 0)
+
+    def _pace(self, call: _Call, spent: Spent) -> float | None:
+        """Tokens a second from the first chunk on."""
+        took_s = 0.0 if call.first is None else (call.ended or time.time()) - call.first
+        if call.chunks < 2 or spent.output < 2 or took_s <= 0:
+            return None
+        self._streaming_s += took_s
+        self._streamed_tokens += spent.output
+        return round(spent.output / took_s, 1)
+
+    def _add(self, usage: Usage, saved_usd: float | None) -> None:
         total = self.totals
         self.totals = Totals(
-            input_tokens=total.input_tokens + sent,
-            output_tokens=total.output_tokens + received,
-            total_tokens=total.total_tokens + sent + received,
-            cost_usd=None,
-            estimated=total.estimated or estimated,
+            input_tokens=total.input_tokens + usage.input_tokens,
+            output_tokens=total.output_tokens + usage.output_tokens,
+            total_tokens=total.total_tokens + usage.total_tokens,
+            reasoning_tokens=total.reasoning_tokens + usage.reasoning_tokens,
+            cached_tokens=total.cached_tokens + usage.cached_tokens,
+            cost_usd=_sum(total.cost_usd, usage.cost_usd),
+            estimated=total.estimated or usage.estimated,
+            queue_ms=total.queue_ms + usage.queue_ms,
+            tokens_per_s=round(self._streamed_tokens / self._streaming_s, 1) if self._streaming_s else None,
+            saved_tokens=total.saved_tokens + usage.saved_tokens,
+            saved_usd=_sum(total.saved_usd, saved_usd),
         )
-        return Usage(
-            ts=ts,
-            input_tokens=sent,
-            output_tokens=received,
-            total_tokens=sent + received,
-            cost_usd=None,
+
+    def _book(
+        self, call: _Call, spent: Spent, cost: float | None, status: CallStatus, *, estimated: bool = False
+    ) -> None:
+        self._booked.call(
+            model=call.model,
+            provider=call.provider,
+            status=status,
+            began=call.began,
+            first=call.first,
+            ended=call.ended or time.time(),
+            queue_s=call.queue_s,
+            spent=spent,
+            cost=cost,
             estimated=estimated,
         )
 
@@ -283,6 +436,29 @@ def _on_a_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
+
+
+def _seconds(ms: int | None) -> float | None:
+    return None if ms is None else ms / 1000
+
+
+def _spent(message: AIMessage) -> Spent | None:
+    """The provider's own numbers, if it sent any that can be."""
+    usage = message.usage_metadata
+    if usage is None:
+        return None
+    inputs: Any = usage.get("input_token_details") or {}
+    outputs: Any = usage.get("output_token_details") or {}
+    return Spent(
+        max(usage["input_tokens"], 0),
+        max(usage["output_tokens"], 0),
+        max(outputs.get("reasoning") or 0, 0),
+        max(inputs.get("cache_read") or 0, 0),
+    )
 
 
 def _message(response: LLMResult) -> AIMessage | None:

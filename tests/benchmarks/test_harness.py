@@ -99,3 +99,35 @@ def test_an_aim_is_not_held_by_a_cell_that_ran_out_of_time(script: Script) -> No
         cancel.Measured("Millrace", cells, cancel.Cell(1), cancel.Load(500, 500, 5000.0, 0.5)), "live"
     )
     assert "held by 0 of 1" in verdict
+
+
+@pytest.mark.parametrize(
+    ("wanted", "due"),
+    [
+        ({"A": 200, "B": 1, "C": 0}, {"A": 7.0, "B": 1.0, "C": 0.0}),
+        ({"A": 200, "B": 100}, {"A": 4.0, "B": 4.0}),
+        ({"A": 3, "B": 3}, {"A": 3.0, "B": 3.0}),
+        ({"A": 1, "B": 9, "C": 9}, {"A": 1.0, "B": 3.5, "C": 3.5}),
+    ],
+)
+def test_nobody_is_due_more_than_it_wants_and_what_is_left_goes_to_the_others(
+    script: Script, wanted: dict[str, int], due: dict[str, float]
+) -> None:
+    assert script("fairness").max_min(wanted, 8) == due
+
+
+def test_what_a_user_got_is_told_of_the_time_only_in_which_users_contend(script: Script) -> None:
+    fairness = script("fairness")
+    asked = [("A", 0.0), ("A", 0.0), ("B", 1.0)]
+    first = fairness.Call("A", 0.0, 2.0)
+    fifo = [first, fairness.Call("A", 2.0, 4.0), fairness.Call("B", 4.0, 6.0)]
+    assert fairness.shares(fairness.moments(asked, fifo), 1) == {"A": 3 / 1.5, "B": 0.0}
+    fair = [first, fairness.Call("B", 2.0, 4.0), fairness.Call("A", 4.0, 6.0)]
+    assert fairness.shares(fairness.moments(asked, fair), 1) == {"A": 1 / 1.5, "B": 2 / 1.5}
+
+
+@pytest.mark.parametrize(("got", "index"), [([1, 1, 1, 1], 1.0), ([5, 0, 0, 0], 0.25), ([1, 1, 0, 0], 0.5)])
+def test_jains_index_is_one_when_all_got_alike_and_one_nth_when_one_got_everything(
+    script: Script, got: list[float], index: float
+) -> None:
+    assert script("fairness").jain(got) == index

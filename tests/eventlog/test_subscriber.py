@@ -181,7 +181,7 @@ async def test_a_reader_of_a_full_log_waits_for_its_end() -> None:
 
 
 def grown(
-    events: Iterable[Event], bound: int = 1 << 24, before: int = 0, **bounds: int
+    events: Iterable[Event], bound: int = 1 << 24, before: int = 0, **bounds: Any
 ) -> tuple[MemoryLog, Subscriber]:
     """A log to which all but the first ``before`` events came after the reader, who has read none of these."""
     log = MemoryLog(bound)

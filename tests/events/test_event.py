@@ -56,7 +56,8 @@ def test_a_run_that_cost_nothing_still_shows_its_zeros() -> None:
     finished = RunFinished(ts=1, status="completed", reason=None, usage=Totals(), ttft_ms=None, duration_ms=0)
     shown = msgspec.to_builtins(finished)
     assert shown["usage"] == {
-        "input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "cost_usd": None, "estimated": False,
+        "input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "reasoning_tokens": 0, "cached_tokens": 0,
+        "cost_usd": 0.0, "estimated": False, "queue_ms": 0, "tokens_per_s": None, "saved_tokens": 0, "saved_usd": 0.0,
     }  # fmt: skip
     assert shown["ttft_ms"] is None
 

@@ -97,7 +97,7 @@ def test_tokens_a_minute_are_taken_out_as_calls_begin_and_as_they_turn_out() -> 
     now = [0.0]
     gate = Gate(8, tokens_per_minute=600, clock=lambda: now[0])
     first = gate.enter("a", 100)
-    gate.spent(first, 650)
+    gate.charge(650 - first.tokens)
     gate.leave(first)
     second = gate.enter("a", 10)
     assert not begun(second)
@@ -110,7 +110,7 @@ async def test_a_timer_wakes_the_line_when_only_time_has_to_pass(until: Until) -
     gate = Gate(2, tokens_per_minute=60_000)
     gate.open()
     first = gate.enter("a", 60_000)
-    gate.spent(first, 60_020)
+    gate.charge(60_020 - first.tokens)
     waiting = gate.enter("a")
     await until(lambda: begun(waiting))
     gate.refused(first, 0.05)

@@ -43,7 +43,7 @@ from pydantic import BaseModel
 from serving import Served, running, serving, settled
 
 from app.routes import errors
-from app.routes.access import LoopbackOnly
+from app.routes.access import Access
 from app.routes.langserve import langserve_routes
 from app.runs.agent import Agent
 from app.runs.runner import Runner
@@ -583,7 +583,7 @@ def mounted(agents: Mapping[str, Agent], *, send_timeout_s: float = 30, **option
     """LangServe's routes alone, for agents that declare something."""
     runner = Runner(agents, strict=True)
     app = FastAPI()
-    app.add_middleware(LoopbackOnly)
+    app.add_middleware(Access)
     errors.install(app)
     app.include_router(langserve_routes(runner, **options))
     app.add_middleware(Wire, send_timeout_s=send_timeout_s)

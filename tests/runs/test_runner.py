@@ -96,9 +96,8 @@ async def test_a_completed_run_has_its_text_its_message_and_its_usage() -> None:
         assert await outcome(run) == ("completed", None)
         result = run.result()
         assert result["text"] == result["message"]["content"] == "It rains"
-        assert result["usage"] == {
-            "input_tokens": 3, "output_tokens": 4, "total_tokens": 7, "cost_usd": None, "estimated": False,
-        }  # fmt: skip
+        told = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7, "cost_usd": None, "estimated": False}
+        assert result["usage"].items() >= told.items()
         assert run.row()["usage"] == result["usage"]
         assert run.ttft_ms is not None
 

@@ -62,7 +62,8 @@ async def test_the_providers_numbers_are_used_where_they_exist() -> None:
     turn = [*words("It ", "rains"), say("", usage_metadata=usage(12, 34))]
     one = account(meter, await stream(model(turn), meter))
     assert (one.input_tokens, one.output_tokens, one.estimated) == (12, 34, False)
-    assert meter.totals == Totals(input_tokens=12, output_tokens=34, total_tokens=46)
+    total = meter.totals
+    assert (total.input_tokens, total.output_tokens, total.total_tokens, total.estimated) == (12, 34, 46, False)
 
 
 async def test_a_call_that_is_not_streamed_is_counted_too() -> None:
@@ -131,9 +132,9 @@ async def test_a_stream_that_was_left_is_counted_as_far_as_it_came() -> None:
     meter = new_meter()
     turn = [*words(*"abcdefgh"), say("", usage_metadata=usage(1, 1000))]
     await stream(model(turn), meter, take=3)
-    (one,) = meter.take_rest(9)
+    (one,) = meter.take_rest(9, "cancelled")
     assert (one.output_tokens, one.estimated, one.ts) == (3, True, 9)
-    assert meter.take_rest(9) == []
+    assert meter.take_rest(9, "cancelled") == []
 
 
 async def test_a_cancelled_call_is_counted_though_no_callback_tells_of_the_cancel() -> None:
@@ -149,21 +150,21 @@ async def test_a_cancelled_call_is_counted_though_no_callback_tells_of_the_cance
         await reached.wait()
         task.cancel()
         await asyncio.wait([task])
-    assert [one.output_tokens for one in meter.take_rest(0)] == [2]
+    assert [one.output_tokens for one in meter.take_rest(0, "cancelled")] == [2]
 
 
 async def test_a_call_that_breaks_half_way_is_counted_as_far_as_it_came() -> None:
     meter = new_meter()
     with pytest.raises(RuntimeError):
         await stream(model([*words("a", "b"), RuntimeError("broken")]), meter)
-    assert [one.output_tokens for one in meter.take_rest(0)] == [2]
+    assert [one.output_tokens for one in meter.take_rest(0, "cancelled")] == [2]
 
 
 async def test_a_call_that_was_refused_is_not_counted() -> None:
     meter = new_meter()
     with pytest.raises(RuntimeError):
         await stream(model([RuntimeError("refused")]), meter)
-    assert meter.take_rest(0) == []
+    assert meter.take_rest(0, "cancelled") == []
     assert meter.totals == Totals()
 
 
@@ -211,10 +212,10 @@ async def test_a_call_that_was_cut_by_a_pause_stops_at_its_next_chunk_though_the
     meter = new_meter()
     chunks = model(words("a", "b", "c")).astream(PROMPT, {"callbacks": [meter]})
     await anext(chunks)
-    assert [one.output_tokens for one in meter.take_rest(0)] == [1]
+    assert [one.output_tokens for one in meter.take_rest(0, "cancelled")] == [1]
     with pytest.raises(asyncio.CancelledError):
         await anext(chunks)
-    assert meter.take_rest(0) == []
+    assert meter.take_rest(0, "cancelled") == []
 
 
 # The account
@@ -226,7 +227,7 @@ async def test_a_calls_account_is_given_once() -> None:
     assert meter.take(run_id, 0) is not None
     assert meter.take(run_id, 0) is None
     assert meter.take(str(uuid4()), 0) is None
-    assert meter.take_rest(0) == []
+    assert meter.take_rest(0, "cancelled") == []
 
 
 async def test_calls_side_by_side_are_counted_apart_and_summed() -> None:
@@ -305,7 +306,7 @@ def test_callbacks_of_calls_it_never_saw_begin_are_no_matter() -> None:
     meter.on_llm_error(ValueError(), run_id=uuid4())
     meter.on_stream_event({}, run_id=uuid4())
     meter.skip(uuid4())
-    assert meter.take_rest(0) == []
+    assert meter.take_rest(0, "cancelled") == []
 
 
 # Streams that end without a reason
@@ -315,7 +316,7 @@ async def test_a_stream_of_the_openai_wire_without_a_finish_reason_is_a_broken_o
     meter = new_meter()
     with pytest.raises(ProviderDropped):
         await stream(model(words("It ra"), provider="openai"), meter)
-    assert [one.output_tokens for one in meter.take_rest(0)] == [1]
+    assert [one.output_tokens for one in meter.take_rest(0, "cancelled")] == [1]
     assert len(meter.failed) == 1
 
 
@@ -370,7 +371,8 @@ async def test_after_an_ending_no_call_begins_and_no_token_passes() -> None:
         await FakeListLLM(responses=["a"]).ainvoke("hi", {"callbacks": [meter]})
     with pytest.raises(asyncio.CancelledError):
         await echo.ainvoke({"text": "a"}, {"callbacks": [meter]})
-    assert [one.output_tokens for one in meter.take_rest(0)] == [2]  # the token that heard of the end was paid for
+    rest = meter.take_rest(0, "cancelled")
+    assert [one.output_tokens for one in rest] == [2]  # the token that heard of the end was paid for
 
 
 @tool

@@ -379,7 +379,7 @@ async def test_at_the_runs_end_or_pause_nothing_is_watched_any_more() -> None:
     call = asyncio.ensure_future(invoke(model(hang), watch))
     while not watch.dog.waiting:
         await asyncio.sleep(0)
-    watch.meter.take_rest(0)
+    watch.meter.take_rest(0, "cancelled")
     assert watch.dog.waiting == 0
     await watch.outlasts(0.1)
     await stopped(call)
@@ -394,7 +394,7 @@ async def test_what_a_continued_call_repeats_is_no_sign_of_the_providers_life() 
     config: RunnableConfig = {**watch.config, "run_id": call}
     told = asyncio.ensure_future(model(goes_on, say("It ra"), hang).ainvoke(PROMPT, config))
     assert await watch.ending() == NO_FIRST
-    assert [one.output_tokens for one in watch.meter.take_rest(0)] == [0]
+    assert [one.output_tokens for one in watch.meter.take_rest(0, "cancelled")] == [0]
     await stopped(told)
 
 
