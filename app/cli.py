@@ -4,6 +4,7 @@
 a server started by hand, by uvicorn and by several workers is the same server.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -81,11 +82,14 @@ def serve(
     except (TargetError, ValueError, ImportError) as error:
         _fail(str(error))
     model = settings.chosen_model()
-    Console(stderr=True).print(
+    said = (
         f"Millrace serves {', '.join(app.state.runner.agents)} on http://{host}:{port} "
-        f"(model: {model}{', answers are simulated' if model == SIMULATED else ''})",
-        highlight=False,
+        f"(model: {model}{', answers are simulated' if model == SIMULATED else ''})"
     )
+    if settings.log_format == "json":
+        logging.getLogger("millrace").info(said)  # nothing but objects on stderr
+    else:
+        Console(stderr=True).print(said, highlight=False)
     # uvicorn raises the signal that ended it once more when all is done: a drained server has ended well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(

@@ -57,6 +57,7 @@ def process(folder: Path, provider: Simulator, **settings: object) -> Iterator[P
         "OPENAI_BASE_URL": provider.base_url,
         "MILLRACE_MODEL": "openai:simulated",
         "MILLRACE_STRICT": "true",
+        "MILLRACE_MAX_STREAMS_PER_USER": "0",
         **{f"MILLRACE_{name.upper()}": str(value) for name, value in settings.items()},
     }
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]

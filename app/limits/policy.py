@@ -73,7 +73,7 @@ def load(path: Path, default: Limits) -> Policy:
             if isinstance(value, bool) or not isinstance(value, numbers):
                 raise file.wrong(at, "must be a number" if key == "cost_per_day_usd" else "must be a whole number")
             if not 0 <= value <= MOST[key]:  # false for nan too
-                raise file.wrong(at, f"must be from 0 (no limit) to {MOST[key]:g}, and is {value}")
+                raise file.wrong(at, f"must be from 0 (no limit) to {MOST[key]:,}, and is {value}")
         return msgspec.structs.replace(base, **values)
 
     for name in file.values:

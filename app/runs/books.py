@@ -29,7 +29,7 @@ from app.telemetry.spans import Spans
 logger = logging.getLogger("millrace.books")
 
 MAX_CALLS = 1000
-"""Model and tool calls of one run that its spans show."""
+"""Model and tool calls of one run that its line in the log and its spans know of."""
 
 STOPPED_BY_READER = ("requested", "disconnected", "superseded")
 """Why a cancelled run was cancelled, where it was its reader who had enough."""
@@ -159,7 +159,7 @@ class Account:
         with _logged("a call of run %s is missing in the books", self._run_id):
             self._books.metrics.call(call)
             self._books.ledger.spend(call)
-        if self._books.spans is not None and len(self._calls) < MAX_CALLS:
+        if len(self._calls) < MAX_CALLS:
             self._calls.append(call)
 
     def provider_refused(self) -> None:
@@ -180,7 +180,7 @@ class Account:
             self._token_at = now
         else:
             self._token_at = None  # between a word and the next one was a tool, or a line at the gate
-            if isinstance(event, ToolFinished) and self._books.spans is not None and len(self._tools) < MAX_CALLS:
+            if isinstance(event, ToolFinished) and len(self._tools) < MAX_CALLS:
                 ended = event.ts / 1000
                 began = ended - event.duration_ms / 1000
                 self._tools.append(ToolCall(event.call_id, event.name, event.status, began, ended))

@@ -157,6 +157,15 @@ class Passage(AsyncCallbackHandler):
         assert key is not None
         if self._shares(run_id, key):
             return
+        try:
+            place = await self._turn(tokens)
+        except BaseException:
+            _close_unawaited()
+            raise
+        self._hold(run_id, key, place, in_thread=False)
+        key.add_done_callback(self._drop)
+
+    async def _turn(self, tokens: Callable[[], int]) -> Pass:
         place = self._gate.enter(self._user, self._tokens(tokens), waits=not _nested())
         try:
             if not place.granted.done():
@@ -164,10 +173,8 @@ class Passage(AsyncCallbackHandler):
             place.granted.result()
         except BaseException:
             self._gate.leave(place)
-            _close_unawaited()
             raise
-        self._hold(run_id, key, place, in_thread=False)
-        key.add_done_callback(self._drop)
+        return place
 
     async def _wait(self, place: Pass) -> None:
         granted = asyncio.wrap_future(place.granted)

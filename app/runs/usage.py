@@ -33,6 +33,9 @@ RETRY = "provider.retry"
 
 TOO_MANY_REQUESTS = 429
 
+NANO = 9
+"""Decimals of a dollar: what a token costs has fewer."""
+
 CHARS_PER_TOKEN = 4
 """The usual rule of thumb for text of unknown tokenisation."""
 
@@ -439,7 +442,7 @@ def _on_a_loop() -> bool:
 
 
 def _sum(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
+    return None if one is None or other is None else round(one + other, NANO)
 
 
 def _seconds(ms: int | None) -> float | None:

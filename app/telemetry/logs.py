@@ -96,7 +96,10 @@ def _tokens(run: FinishedRun) -> str:
 
 def _fields(run: FinishedRun) -> dict[str, Any]:
     """A run's fields in JSON: those of the record, but calls and tools are counted, and absent texts are absent."""
-    fields = run._asdict()
+    fields: dict[str, Any] = {
+        name: round(value, 6) if isinstance(value, float) and not name.endswith("_usd") else value
+        for name, value in run._asdict().items()
+    }
     fields["created_at"] = _time(run.created_at)
     fields["finished_at"] = _time(run.finished_at)
     fields["calls"] = len(run.calls)

@@ -29,7 +29,7 @@ def test_a_user_differs_by_what_the_own_table_says_and_is_else_as_everybody(tmp_
 @pytest.mark.parametrize(
     ("text", "line", "problem"),
     [
-        ("[default]\n\nmax_streams = -1\n", 3, "default.max_streams must be from 0 (no limit) to 10000, and is -1"),
+        ("[default]\n\nmax_streams = -1\n", 3, "default.max_streams must be from 0 (no limit) to 10,000, and is -1"),
         ("[users.alice]\nmax_streams = 10000000000\n", 2, "users.alice.max_streams must be from 0"),
         ("[users.a]\n\n[users.b]\nmax_stream = 1\n", 4, "users.b.max_stream is not known; did you mean max_streams?"),
         ("[default]\nspeed = 1\n", 2, "default.speed is not known; known are max_streams"),

@@ -1179,6 +1179,6 @@ def test_two_servers_in_one_process_stream_at_once() -> None:
 
 
 async def test_another_servers_signal_ends_no_stream_here(server: Served) -> None:
-    uvicorn.Server(uvicorn.Config(FastAPI())).handle_exit(signal.SIGTERM, None)
+    uvicorn.Server(uvicorn.Config(FastAPI(), log_config=None)).handle_exit(signal.SIGTERM, None)
     async with remote(server, "chat") as one:
         assert total([chunk async for chunk in one.astream(message("[[say=yes]]"))]).text == "yes"

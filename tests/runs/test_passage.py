@@ -1,6 +1,7 @@
 """Model calls at the gate: they wait their turn, whoever makes them, and give their place back however they end."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -380,3 +381,16 @@ async def test_tokens_a_minute_are_charged_by_what_calls_come_to() -> None:
         now[0] = 51.0
         gate.answered()
         assert asked.granted.done()
+
+
+async def test_a_call_that_finds_the_line_full_fails_its_run_and_leaves_nothing_unawaited() -> None:
+    """LangChain has coroutines for the other callbacks by then; a warning of one that never ran fails a test here."""
+    gate = Gate(1, max_waiting_per_user=1)
+    blocker = gate.enter("bob")
+    model = Scripted(turns=[words("a")])
+    async with runner_of(graph_of(asks(model), asks(model)), gate=gate) as runner:
+        story = await told(await start(runner))
+        assert finished(story).reason == "upstream_busy"
+    gate.leave(blocker)
+    assert at_base(gate)
+    gc.collect()
