@@ -166,6 +166,7 @@ class Passage(AsyncCallbackHandler):
         key.add_done_callback(self._drop)
 
     async def _turn(self, tokens: Callable[[], int]) -> Pass:
+        self._scope.check()  # a task that outlives its run would never give its place back
         place = self._gate.enter(self._user, self._tokens(tokens), waits=not _nested())
         try:
             if not place.granted.done():

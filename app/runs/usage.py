@@ -320,6 +320,8 @@ class Meter(BaseCallbackHandler):
         if self._scope.over:
             # In a thread nothing else stops it. On the loop a cancel is on its way, and the first chunk is refused; to
             # raise here would leave the coroutines of LangChain's other callbacks unawaited.
+            if self._passage is not None:
+                self._passage.leave(run_id)
             if not _on_a_loop():
                 self._scope.check()
             self._cut.add(run_id)

@@ -394,3 +394,48 @@ async def test_a_call_that_finds_the_line_full_fails_its_run_and_leaves_nothing_
     gate.leave(blocker)
     assert at_base(gate)
     gc.collect()
+
+
+async def test_a_task_that_outlives_its_run_makes_no_call() -> None:
+    gate, model = Gate(1), Scripted(turns=[words("a")])
+    late: list[asyncio.Task[Any]] = []
+    over = asyncio.Event()
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        async def call() -> None:
+            await over.wait()
+            await model.ainvoke("are you there?")
+
+        late.append(asyncio.create_task(call()))
+        return {"messages": []}
+
+    async with runner_of(graph_of(node), gate=gate) as runner:
+        assert finished(await told(await start(runner))).status == "completed"
+        over.set()
+        with pytest.raises(asyncio.CancelledError):
+            await late[0]
+    assert at_base(gate)
+
+
+async def test_a_call_that_is_cancelled_from_within_gives_its_place_back(until: Until) -> None:
+    """LangChain gathers such a call's cancel as a result, and stumbles over it."""
+    gate, go_on = Gate(1), asyncio.Event()
+
+    async def cancels() -> None:
+        raise asyncio.CancelledError
+
+    model = Scripted(turns=[[say("a"), cancels]])
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        with pytest.raises(AttributeError):
+            await asyncio.create_task(model.ainvoke("hm?"))
+        await go_on.wait()
+        return {"messages": []}
+
+    async with runner_of(graph_of(node), gate=gate) as runner:
+        run = await start(runner)
+        await until(lambda: run.ttft_ms is not None)
+        await until(lambda: gate.under_way == 0)
+        go_on.set()
+        await told(run)
+    assert at_base(gate)
