@@ -5,11 +5,15 @@ the environment names; ``live``, which only makes load, talks to ``LOAD_BASE_URL
 loop owes to the load is no part of what is measured.
 """
 
+import asyncio
+import gc
 import os
+import threading
+from collections import Counter
 from typing import Any
 
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
@@ -58,6 +62,32 @@ def consulting() -> Runnable[Any, Any]:
     graph.add_edge(START, "ask")
     graph.add_edge("ask", "tools")
     return graph.compile()
+
+
+def blocking() -> Runnable[Any, Any]:
+    """A model that is called by a synchronous node, so in a thread."""
+    model = _model()
+
+    def answer(state: MessagesState) -> State:
+        return {"messages": [model.invoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("answer", answer)
+    graph.add_edge(START, "answer")
+    return graph.compile()
+
+
+def census() -> Runnable[Any, Any]:
+    """What the server's process holds, as whoever runs in it can see: tasks, threads, and the threads at work."""
+
+    async def count(_: str) -> State:
+        gc.collect()
+        executor: Any = getattr(asyncio.get_running_loop(), "_default_executor", None)
+        names = Counter(thread.name.rpartition("-")[0] for thread in threading.enumerate())
+        kept = names["node"] + names["lookup"]
+        return {"tasks": len(asyncio.all_tasks()), "at_work": executor.running, "threads": names.total() - kept}
+
+    return RunnableLambda(count)
 
 
 def _answering(model: ChatOpenAI) -> Runnable[Any, Any]:
