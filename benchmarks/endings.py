@@ -38,8 +38,8 @@ from websockets.exceptions import WebSocketException
 
 from app.simulator.server import Simulator
 
-AT_ONCE, USERS, STREAMS, GATE = 200, 20, 8, 32
-QUEUE_TIMEOUT_S, PAUSE_TIMEOUT_S, RETENTION_S = 4, 3, 5
+AT_ONCE, USERS, STREAMS, GATE = 200, 20, 8, 40
+QUEUE_TIMEOUT_S, PAUSE_TIMEOUT_S, RETENTION_S = 6, 3, 5
 WARM_UP, ROUNDS = 600, 4
 QUIET_S, STUCK_S = 60.0, 120.0
 IDLE_S = 6.0
@@ -92,7 +92,7 @@ ENDINGS = (
         ways=OPTIONS,
     ),
     Ending("provider: 500", 3, text="[[status=500]] hm"),
-    Ending("provider: 429", 0.3, text="[[status=429&retry_after=0&fail_times=1]] hm"),
+    Ending("provider: 429", 0.1, text="[[status=429&retry_after=0&fail_times=1]] hm"),
     Ending("provider: hangs up", 3, text="[[hang_up=1]] hm"),
     Ending("provider: reset in mid-answer", 3, text="[[drop_after=6]] hm"),
     Ending("provider: cut in mid-answer", 3, text="[[close_after=6]] hm"),

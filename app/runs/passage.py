@@ -110,7 +110,7 @@ class Passage(AsyncCallbackHandler):
         return self._waited_s.pop(run_id, 0.0)
 
     def answered(self) -> None:
-        """The provider has answered a call to its end."""
+        """The provider has begun to answer a call, so it bears it."""
         self._gate.answered()
 
     def refused(self, run_id: UUID | None, retry_after_s: float | None) -> None:

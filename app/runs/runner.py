@@ -178,6 +178,7 @@ class Runner:
             if key in self._by_key:  # the same start, while this one looked at the thread
                 return self._by_key[key]
             self._refuse_in_drain()
+            self._turns.check(request.thread_id, request.multitask_strategy)  # anew, before anything is consumed
         with contextlib.ExitStack() as undo:
             slot = undo.enter_context(self._let_in(user, request, brought, reads=streams))
             run = self._new(
@@ -503,10 +504,10 @@ class Runner:
         await asyncio.wait((task,))
         run.scope.unbind()
         ending, pausing = run.scope.ending, run.scope.pausing
+        error = task.exception() if not task.cancelled() else asyncio.CancelledError("the agent cancelled itself")
         if ending is not None:
             failure = timed_out(ending.reason or "") if ending.status == "timed_out" else None
             return ending, failure
-        error = task.exception() if not task.cancelled() else asyncio.CancelledError("the agent cancelled itself")
         if pausing is not None and not run.returned:
             return None
         if error is not None:

@@ -177,7 +177,10 @@ class Meter(BaseCallbackHandler):
         if call.repeats:  # nor is it a sign of the provider's life
             call.repeats = False
         else:
+            silent = call.first is None
             self._count(call, token, chunk)
+            if silent and call.first is not None and self._passage is not None:
+                self._passage.answered()  # whether or not anybody hears it out
             if self._watchdog is not None:
                 self._watchdog.heard(run_id)
         self._scope.check()
@@ -337,11 +340,11 @@ class Meter(BaseCallbackHandler):
         self._speaking.discard(str(run_id))
         if self._watchdog is not None:
             self._watchdog.closed(run_id)
+        call = self._calls.get(run_id)
         if self._passage is not None:
-            if status == "completed":
+            if call is not None and call.first is None and status == "completed":
                 self._passage.answered()
             self._passage.leave(run_id)
-        call = self._calls.get(run_id)
         if call is not None:
             call.ended = time.time()
             call.status = status

@@ -330,6 +330,19 @@ async def test_so_does_one_after_which_a_model_of_ours_tries_again() -> None:
     assert at_base(gate)
 
 
+async def test_an_answer_opens_the_gate_again_though_nobody_hears_it_out(until: Until) -> None:
+    gate = Gate(8)
+    model = Scripted(turns=[[too_many("0")], [say("one"), Held()]])
+    async with runner_of(graph_of(asks(model)), gate=gate) as runner:
+        await told(await start(runner))
+        assert gate.limit == 4
+        for _ in range(5):
+            run = await start(runner)
+            await until(lambda: run.ttft_ms is not None)  # noqa: B023 - called in this round
+            await runner.cancel(run)
+    assert gate.limit == 5
+
+
 async def test_a_paused_run_has_no_place_and_asks_anew(until: Until) -> None:
     gate, held = Gate(1), Held()
     model = serve(Scripted(turns=[[say("one"), held], words("one", " two")]))

@@ -4,6 +4,7 @@ Whatever comes between, a run has one end, its thread is fit before that is told
 """
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,7 +22,7 @@ from runners import Halt, told
 from scripted import Scripted, piece, say, words
 
 from app.errors import Conflict, InvalidInput, Unavailable, Unsupported
-from app.events.event import Token
+from app.events.event import RunFinished, Token
 from app.events.request import RunRequest
 from app.runs.ledger import MEMORY, Ledger
 from app.runs.run import Run
@@ -515,3 +516,23 @@ async def test_no_deadline_runs_on_in_a_pause() -> None:
         loop: Any = asyncio.get_running_loop()
         armed = [timer for timer in loop._scheduled if not timer.cancelled() and timer.when() > loop.time() + 1800]
         assert armed == []
+
+
+async def test_a_graph_that_fails_while_it_is_ended_is_no_complaint_of_the_loop() -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    halt = Halt()
+
+    async def node(_: State) -> State:
+        try:
+            return await halt()
+        except asyncio.CancelledError:
+            raise ValueError("could not clean up") from None
+
+    async with runners.runner_of(graph_of(("node", node))) as runner:
+        run = await runner.start(runner.agent("one"), RunRequest(input="hi"), user="ann", streams=False)
+        await halt.reached.wait()
+        await runner.cancel(run)
+        assert isinstance((await told(run))[-1], RunFinished)
+    gc.collect()
+    assert complaints == []
