@@ -81,6 +81,16 @@ class Proxy:
 
         self._call(all_lines)
 
+    def hang_up(self) -> None:
+        """Close every connection now, as a server does with those that lie idle. It is no cut."""
+
+        def all_lines() -> None:
+            for line in list(self._lines):
+                self._lines.discard(line)
+                line.cut("close")
+
+        self._call(all_lines)
+
     def cut_after(self, pattern: bytes, how: How = "reset") -> None:
         """Break the next connection that carries this to its client, right behind it. One after the other."""
         self._call(lambda: self._planned.append(Cut(re.compile(pattern), how)))
