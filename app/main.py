@@ -55,6 +55,7 @@ from app.transports.peer import Peer
 from app.transports.wire import Wire
 from chains.models import build_model, prefills
 from chains.registry import BUILTINS
+from chains.toolnode import ToolLimits
 from tools.calculator import build_calculator
 from tools.clock import build_clock
 from tools.search_documents import build_search_documents
@@ -108,6 +109,7 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
         gate=gate,
         books=Books(ledger, door, metrics=metrics, prices=prices, spans=spans, prompts=settings.log_prompts),
         adaptive=settings.adaptive_max_tokens,
+        tools_at_once=settings.tools_at_once,
     )
     metrics.watch(
         runs=runner.states,
@@ -258,11 +260,12 @@ def _simulated(settings: Settings) -> bool:
 
 
 def _builtins(settings: Settings, simulator: Simulator | None, client: DefaultAsyncHttpxClient) -> dict[str, Agent]:
-    name, model, tools = settings.chosen_model(), _model(settings, simulator, client), _tools(settings)
+    name, model = settings.chosen_model(), _model(settings, simulator, client)
+    tools, limits = {tool.name: tool for tool in _tools(settings)}, _tool_limits(settings)
     return {
         agent: Agent(
             agent,
-            built.build(model, tools),
+            built.build(model, [tools[one] for one in built.tools], limits),
             description=built.description,
             model=name,
             served_model=True,
@@ -291,6 +294,15 @@ def _tools(settings: Settings) -> list[BaseTool]:
         build_weather(settings.weather_url),
         build_search_documents(settings.docs_dir or ROOT / "docs"),
     ]
+
+
+def _tool_limits(settings: Settings) -> ToolLimits:
+    return ToolLimits(
+        timeout_s=settings.tool_timeout_s,
+        output_chars=settings.tool_output_chars,
+        at_once=settings.tools_at_once,
+        attempts=settings.tool_attempts,
+    )
 
 
 def _policy(settings: Settings) -> Policy:

@@ -57,6 +57,19 @@ class Settings(BaseSettings):
     weather_url: str | None = Field(
         default=None, description="A server with Open-Meteo's API, for its tool. Default: Open-Meteo's public hosts."
     )
+    outbox_dir: Path = Field(
+        default=Path("outbox"), description="The Maildir into which the approval agent's send_email writes."
+    )
+    tools_at_once: int = Field(default=8, ge=1, le=1024, description="How many tools of one run may work at once.")
+    tool_timeout_s: float = Field(
+        default=60, gt=0, description="How long a tool may take that has no time limit of its own."
+    )
+    tool_output_chars: int = Field(
+        default=40_000, ge=100, description="How much of a tool's output the model is given; readers get more."
+    )
+    tool_attempts: int = Field(
+        default=3, ge=1, le=100, description="How often in a row a model may call tools wrongly before the run fails."
+    )
     database_url: str | None = Field(
         default=None,
         description="Where threads, rows of runs and paused runs are kept: sqlite:///FILE, or sqlite:// for this "

@@ -170,19 +170,24 @@ class ToolFinished(Event, frozen=True, kw_only=True):
 
 
 class ObjectPartial(Event, frozen=True, kw_only=True):
-    """A structured answer as far as it is valid."""
+    """A structured answer as far as it is valid; another ``message_id`` begins another one."""
 
     type: ClassVar[str] = "object.partial"
     droppable: ClassVar[bool] = True
     value: Any
+    message_id: str
 
 
 class ObjectField(Event, frozen=True, kw_only=True):
-    """One field of a structured answer is complete."""
+    """One value of a structured answer is complete: a number, text, boolean, null, or an empty list or object.
+
+    Set at their paths in the order in which they come, they make the object.
+    """
 
     type: ClassVar[str] = "object.field"
     path: list[str | int]
     value: Any
+    message_id: str
 
 
 class State(Event, frozen=True, kw_only=True):

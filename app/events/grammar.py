@@ -9,7 +9,8 @@ A run is one of three states. What may happen in each::
 
 Within a run, each message and each tool call has its own order, kept by ``message_id`` and ``call_id``::
 
-    message    started, then token | reasoning …, then finished (or discarded, after which it may start again)
+    message    started, then token | reasoning | object.partial | object.field …,
+               then finished (or discarded, after which it may start again)
     tool       pending, then args …, then started, then progress …, then finished
 
 Tools may start without having been pending (a node may call one itself). When the run finishes, every message and
@@ -26,6 +27,8 @@ from app.events.event import (
     MessageDiscarded,
     MessageFinished,
     MessageStarted,
+    ObjectField,
+    ObjectPartial,
     Reasoning,
     RunFinished,
     RunPaused,
@@ -53,6 +56,8 @@ _MESSAGE_BEFORE: dict[type[Event], tuple[str | None, ...]] = {
     MessageStarted: (None, "discarded"),
     Token: ("started",),
     Reasoning: ("started",),
+    ObjectPartial: ("started",),
+    ObjectField: ("started",),
     MessageFinished: ("started",),
     MessageDiscarded: ("started",),
 }
@@ -91,7 +96,15 @@ class Grammar:
         """Admit the event, or raise ``IllegalOrder`` and stay as it was."""
         self._check_run(event)
         match event:
-            case MessageStarted() | Token() | Reasoning() | MessageFinished() | MessageDiscarded():
+            case (
+                MessageStarted()
+                | Token()
+                | Reasoning()
+                | ObjectPartial()
+                | ObjectField()
+                | MessageFinished()
+                | MessageDiscarded()
+            ):
                 self._check_message(event, event.message_id)
             case ToolPending() | ToolArgs() | ToolStarted() | ToolProgress() | ToolFinished():
                 self._check_tool(event, event.call_id)

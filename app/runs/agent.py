@@ -31,6 +31,10 @@ MAX_INPUT_DEPTH = 100
 """Deeper input is refused: what walks it is recursive."""
 
 
+OBJECT = "structured_response"
+"""The key of a graph's output that holds its answer as an object; LangChain's ``create_agent`` calls it so."""
+
+
 class Agent:
     """A served runnable.
 
@@ -78,6 +82,11 @@ class Agent:
             assert isinstance(self.runnable, CompiledStateGraph)
             graph = self._graphs[id(saver)] = self.runnable.copy({"checkpointer": saver})
         return graph
+
+    @property
+    def answers_object(self) -> bool:
+        """Whether its answer is an object: a graph says so by a key of its output, a chain by its model's form."""
+        return not self.is_graph or OBJECT in self.output_schema.get("properties", ())
 
     @property
     def takes_text(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from app.errors import MillraceError
 from app.events import codec
-from app.events.event import Event, Reasoning, Token, ToolFinished, Totals
+from app.events.event import Custom, Event, Reasoning, Token, ToolFinished, Totals
 from app.limits.door import Door
 from app.limits.habits import Habits
 from app.runs.experience import Experience
@@ -22,7 +22,7 @@ from app.runs.ledger import Ledger
 from app.runs.prices import Prices
 from app.runs.scope import Ending
 from app.telemetry.logs import log_run
-from app.telemetry.metrics import Metrics
+from app.telemetry.metrics import RECOVERIES, Metrics
 from app.telemetry.records import CallStatus, FinishedRun, ModelCall, ToolCall
 from app.telemetry.spans import Spans
 
@@ -180,7 +180,10 @@ class Account:
             self._token_at = now
         else:
             self._token_at = None  # between a word and the next one was a tool, or a line at the gate
-            if isinstance(event, ToolFinished) and len(self._tools) < MAX_CALLS:
+            if isinstance(event, Custom) and event.name in RECOVERIES:
+                problem = event.data.get("problem") if isinstance(event.data, dict) else None
+                self._books.metrics.recovered(event.name, str(problem))
+            elif isinstance(event, ToolFinished) and len(self._tools) < MAX_CALLS:
                 ended = event.ts / 1000
                 began = ended - event.duration_ms / 1000
                 self._tools.append(ToolCall(event.call_id, event.name, event.status, began, ended))

@@ -2,13 +2,21 @@
 
 Provider libraries are told apart by the shape their errors share (``status_code``, ``response``, and the class
 names of httpx and the SDKs built on it), so that no SDK is imported here and any model's errors are understood.
-The exception's own text is never passed on: it may hold a key or a path. The operator finds it in the log.
+The exception's own text is never passed on: it may hold a key or a path. The operator finds it in the log. But for an
+exception with a ``failure_code``, such as ``"invalid_tool_args"``: its author has written it for the reader.
 """
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from app.errors import MillraceError
+from app.events import codec
+
+MAX_WORDS = 1000
+"""Characters of a failure that a graph has named."""
+
+_CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 _CONNECTING = frozenset(("APIConnectionError", "ConnectError", "ConnectTimeout", "ConnectionRefusedError"))
 _BROKEN = frozenset(
@@ -43,7 +51,7 @@ def describe(error: BaseException | None, *, streamed: bool) -> Failure:
     for cause in _chain(error):
         if isinstance(cause, MillraceError):
             return Failure(cause.reason, str(cause), cause.retryable, cause.retry_after_ms)
-        failure = _provider(cause, streamed=streamed)
+        failure = _named(cause) or _provider(cause, streamed=streamed)
         if failure is not None:
             return failure
         if type(cause).__name__ == "GraphRecursionError":
@@ -56,6 +64,14 @@ def describe(error: BaseException | None, *, streamed: bool) -> Failure:
 def timed_out(reason: str) -> Failure:
     """A ``timed_out`` ending's: ``run_timeout``, ``first_token_timeout`` or ``token_timeout``."""
     return Failure(reason, _TIMED_OUT[reason], True)
+
+
+def _named(error: BaseException) -> Failure | None:
+    """A failure that the graph itself names, in words for whoever asked: an exception with a ``failure_code``."""
+    code = getattr(error, "failure_code", None)
+    if not isinstance(code, str) or not _CODE.fullmatch(code):
+        return None
+    return Failure(code, codec.text(str(error))[:MAX_WORDS], False)
 
 
 def _provider(error: BaseException, *, streamed: bool) -> Failure | None:

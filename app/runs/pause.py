@@ -12,8 +12,8 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from app.eventlog.memory import MemoryLog
 from app.events.event import Totals
 from app.events.request import OnDisconnect, RunRequest
+from app.runs.message import Held
 from app.runs.run import Run, Stopwatch
-from app.runs.translate import Held
 
 
 class Paused(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,8 @@ from app.events import codec
 from app.events.event import (
     Error,
     Event,
+    ObjectField,
+    ObjectPartial,
     Reasoning,
     RunFinished,
     RunPaused,
@@ -37,12 +39,14 @@ from app.events.grammar import Grammar
 from app.events.request import RunRequest
 from app.limits.door import Slot
 from app.limits.gate import Gate
-from app.runs.agent import Agent
+from app.runs.agent import OBJECT, Agent
 from app.runs.books import Account
 from app.runs.failure import Failure
+from app.runs.message import Held
 from app.runs.passage import Passage
 from app.runs.scope import Ending, Scope
-from app.runs.translate import Held, Translator
+from app.runs.tap import Tap
+from app.runs.translate import Translator
 from app.runs.usage import Meter, now_ms
 from app.runs.watchdog import Watchdog
 
@@ -55,6 +59,9 @@ WITHOUT_RESULT: Mapping[Status, str] = {
 }
 """What is told, as their result, of calls that a run's end has left open: to readers, and to the thread's next turn."""
 
+
+FIRST = (Token, Reasoning, ObjectField, ObjectPartial)
+"""What a reader has waited for: the first of these is the answer's beginning."""
 
 MAX_LAG = Lag(1024, 1024 * 1024)
 """How far a reader may lag before it is told of a gap, unless the server says otherwise."""
@@ -83,8 +90,9 @@ class Run:
     """A run from its admission on. Times are in seconds since the epoch.
 
     ``slot`` is its place among its user's runs, ``gate`` where its model calls wait, each for ``queue_timeout_s`` at
-    the most. ``max_tokens`` bounds each answer; the models that Millrace builds read it. ``durable``: it is paused, and
-    another process could go on with it.
+    the most. ``max_tokens`` bounds each answer; the models that Millrace builds read it. ``tool_places`` bounds the
+    tools at work at once; the graphs that Millrace builds take one for each. ``durable``: it is paused, and another
+    process could go on with it.
     """
 
     def __init__(
@@ -105,6 +113,7 @@ class Run:
         slot: Slot | None = None,
         gate: Gate | None = None,
         queue_timeout_s: float = 30,
+        tools_at_once: int = 8,
         account: Account | None = None,
     ) -> None:
         self.run_id = run_id
@@ -120,6 +129,7 @@ class Run:
         self.max_tokens = request.max_tokens if max_tokens is None else max_tokens
         self.slot = slot
         self.passage = None if gate is None else Passage(gate, user, scope, self._queued, timeout_s=queue_timeout_s)
+        self.tool_places = asyncio.Semaphore(tools_at_once)
         self._account = account or Account()
         self.meter = Meter(scope, watchdog, passage=self.passage, account=self._account)
         self.failure: Failure | None = None
@@ -171,12 +181,14 @@ class Run:
         self.active.go()
         self.scope.start_clock()
 
-    def feed(self, raw: Any) -> None:
-        """One of LangChain's events: append what it stands for."""
+    def feed(self, raw: Any, tap: Tap | None = None) -> None:
+        """One of LangChain's events: append what it stands for, and show it to a ``tap`` that wants to know."""
         if self.scope.pausing is not None:
             return  # what comes after the pause was decided is generated anew
         for event in self._translator.feed(raw, now_ms()):
             self.append(event)
+            if tap is not None and tap.events:
+                tap.put(event)
         if self._translator.at_pause:
             self.scope.pause("paragraph")
         elif self._pause_wanted is not None and self._translator.pausable:
@@ -189,7 +201,7 @@ class Run:
         self.last_event_id = self._log.append(event).offset
         if self._grammar is not None:  # after the log, which may have refused the event
             self._grammar.check(event)
-        if self.ttft_ms is None and isinstance(event, Token | Reasoning):
+        if self.ttft_ms is None and isinstance(event, FIRST):
             self.ttft_ms = max(int((time.time() - self.created_at) * 1000), 0)
             self._account.first_token(self.ttft_ms / 1000)
         self._account.hear(event)
@@ -408,6 +420,8 @@ class Run:
         text, message, other = _answer(self._translator.output)
         if text is None:
             text = self._translator.text()
+        if other is None and self.agent.answers_object and not self._translator.ended:
+            other = self._translator.object  # as far as it came
         return {
             "run_id": self.run_id,
             "status": status,
@@ -426,8 +440,13 @@ def _answer(output: Any) -> tuple[str | None, Any, Any]:
     except Exception:  # noqa: BLE001 - a user's class may raise anything; the run must have its end
         last = text = None
     if text is None:
-        return None, None, codec.plain(output)
-    return codec.text(text), None if isinstance(last, str) else codec.plain(last), None
+        return None, None, codec.plain(output[OBJECT] if _has_object(output) else output)
+    made = codec.plain(output[OBJECT]) if _has_object(output) else None
+    return codec.text(text), None if isinstance(last, str) else codec.plain(last), made
+
+
+def _has_object(output: Any) -> bool:
+    return isinstance(output, dict) and OBJECT in output
 
 
 def _last_message(output: Any) -> str | BaseMessage | None:

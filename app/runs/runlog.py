@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
 from langchain_core.messages import AIMessageChunk
 from langchain_core.tracers.log_stream import LogStreamCallbackHandler, RunLogPatch
 from typing_extensions import override
@@ -131,7 +132,9 @@ class Words(Output):
 
     @override
     def end(self, run: Run) -> list[dict[str, Any]]:
-        said = [run.result()["text"], run.failure.message if run.failure else None]
+        result = run.result()
+        made = orjson.dumps(result["object"], option=orjson.OPT_INDENT_2).decode() if result["object"] else None
+        said = [result["text"] or made, run.failure.message if run.failure else None]
         answer = AIMessageChunk(content="\n\n".join(filter(None, said)))
         return [_replace("/streamed_output", [answer]), _replace("/final_output", answer)]
 

@@ -28,9 +28,10 @@ from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError, create_
 from typing_extensions import override
 
 from app.errors import RunFailed, UpstreamBusy
+from app.events.event import Event, ObjectPartial
 from app.events.request import RunRequest
 from app.limits.door import Slot
-from app.runs.agent import MAX_INPUT_DEPTH, Agent
+from app.runs.agent import MAX_INPUT_DEPTH, OBJECT, Agent
 from app.runs.run import Run
 from app.runs.runlog import Output, Steps, Sum, Words, is_chunk, readable
 from app.runs.runner import Brought, Runner
@@ -150,10 +151,15 @@ class AgentRunnable(Runnable[Any, Any]):
     @override
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         run_id = _run_id(config)
-        tap = _tap(lambda raw: is_chunk(raw, str(run_id)))
-        run = await self._start(input, config, run_id, tap)
-        async for raw in tap:
-            yield raw["data"]["chunk"]
+        partials = self._agent.is_graph and self._agent.answers_object
+
+        def wanted(item: Any) -> bool:
+            return _is_answer(item) if isinstance(item, Event) else is_chunk(item, str(run_id))
+
+        run = await self._start(input, config, run_id, tap := _tap(wanted, events=partials))
+        async for item in tap:
+            # A graph's chunks are what its nodes return: so is an object that a node is still writing.
+            yield {item.node: {OBJECT: item.value}} if isinstance(item, ObjectPartial) else item["data"]["chunk"]
         _raise_if_failed(run)
 
     @override
@@ -240,8 +246,12 @@ def _run_id(config: RunnableConfig | None) -> UUID:
     return UUID(str(run_id)) if run_id else uuid4()
 
 
-def _tap(wanted: Callable[[Any], bool]) -> Tap:
-    return Tap(wanted=wanted, on_overflow=caller.get().close)
+def _tap(wanted: Callable[[Any], bool], *, events: bool = False) -> Tap:
+    return Tap(wanted=wanted, on_overflow=caller.get().close, events=events)
+
+
+def _is_answer(event: Event) -> bool:
+    return isinstance(event, ObjectPartial) and not event.namespace
 
 
 def _run_type(event: str) -> str:

@@ -99,8 +99,9 @@ class Runner:
     """Starts runs, finds them, lets them go. ``run_max_bytes`` bounds each run's log.
 
     ``door`` says who may start, ``gate`` when a model may be called, and what comes of it is kept in ``books``; by
-    default nobody is limited. ``adaptive`` bounds the answers of users who stop most of theirs. ``strict`` checks every
-    event against the grammar; tests and debug servers run that way.
+    default nobody is limited. ``adaptive`` bounds the answers of users who stop most of theirs, ``tools_at_once`` the
+    tools that a run of our own graphs has at work. ``strict`` checks every event against the grammar; tests and debug
+    servers run that way.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Runner:
         gate: Gate | None = None,
         books: Books | None = None,
         adaptive: bool = False,
+        tools_at_once: int = 8,
     ) -> None:
         self.agents = agents
         self.door = door or Door(Policy(Limits(max_streams=0, max_readers=0)))
@@ -124,6 +126,7 @@ class Runner:
         self._ledger = ledger or Ledger()
         self._books = books or Books(self._ledger, self.door)
         self._adaptive = adaptive
+        self._tools_at_once = tools_at_once
         self._timing = timing
         self._lag = lag
         self._run_max_bytes = run_max_bytes
@@ -384,6 +387,7 @@ class Runner:
             slot=slot,
             gate=self.gate,
             queue_timeout_s=timing.queue_timeout_s,
+            tools_at_once=self._tools_at_once,
             account=Account(self._books, run_id=str(run_id), agent=agent.name, user=user, most=most),
         )
 
@@ -539,7 +543,7 @@ class Runner:
             async for raw in stream:
                 if brought.tap is not None:
                     brought.tap.put(raw)
-                run.feed(raw)
+                run.feed(raw, brought.tap)
 
     def _served(self, run: Run, *, again: bool) -> "tuple[Runnable[Any, Any], _Options]":
         """The runnable as this run needs it: with the thread's checkpoints, with some of its own, or without."""

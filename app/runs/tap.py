@@ -35,8 +35,9 @@ class TapOverflow(RunFailed):
 class Tap:
     """One reader's queue. Written on the loop of the one task that reads it; iteration ends with the run.
 
-    Only what is ``wanted`` is kept. ``on_overflow`` is called once, at the bound: the reader may be held up in a send
-    for long, and looks here again only after it.
+    Only what is ``wanted`` is kept; with ``events`` it is asked about the run's own events too, each after the raw
+    event that it comes from. ``on_overflow`` is called once, at the bound: the reader may be held up in a send for
+    long, and looks here again only after it.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class Tap:
         max_bytes: int = MAX_PENDING_BYTES,
         wanted: Callable[[Any], bool] = lambda _: True,
         on_overflow: Callable[[], None] = lambda: None,
+        events: bool = False,
     ) -> None:
+        self.events = events
         self._bound = bound
         self._max_bytes = max_bytes
         self._wanted = wanted

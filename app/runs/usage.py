@@ -23,6 +23,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, Generati
 from app.events.event import Totals, Usage
 from app.runs.books import Account, Spent
 from app.runs.failure import ProviderDropped, retry_after_ms
+from app.runs.objects import Form, form_of
 from app.runs.passage import Passage
 from app.runs.scope import Scope
 from app.runs.watchdog import Watchdog
@@ -100,7 +101,8 @@ class _Call:
 
 
 class Meter(BaseCallbackHandler):
-    """A run's account. Also notes which calls failed, and the tool call of each tool run, which the translator takes.
+    """A run's account. Also notes which calls failed, in which form an answer was asked for, and the tool call of each
+    tool run, all of which the translator looks up.
 
     ``passage`` is the run's way through the gate, which this one tells of calls that end, and by which it holds back
     those of threads. ``streamed``: whether the call that failed last had sent something of its answer.
@@ -125,6 +127,7 @@ class Meter(BaseCallbackHandler):
         self.streamed = False
         self.call_ids: dict[str, str] = {}
         self.failed: list[str] = []
+        self.forms: dict[str, Form] = {}
         self._calls: dict[UUID, _Call] = {}
         self._cut: set[UUID] = set()
         self._refused: list[_Call] = []
@@ -143,6 +146,9 @@ class Meter(BaseCallbackHandler):
     ) -> None:
         """A chat model is called; in a thread, this is where the call waits for its turn at the gate."""
         asked = messages[0] if messages else []
+        form = form_of(kwargs)
+        if form is not None:
+            self.forms[str(run_id)] = form
         if self._passage is not None:
             self._passage.hold_back(run_id, lambda: count_tokens_approximately(asked))
         self._open(run_id, _Call(asked, [], metadata, kwargs.get("invocation_params") or {}))

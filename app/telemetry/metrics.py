@@ -33,6 +33,11 @@ OTHER = "other"
 
 CODES = ("too_many_streams", "rate_limited", "budget_exhausted", "too_many_readers", "upstream_busy")
 
+RECOVERIES = ("provider.retry", "tool.repaired", "tool.refused", "object.refused")
+"""The custom events by which the graphs and models of the house say that something was put right, or tried anew."""
+
+PROBLEMS = ("not_json", "schema", "unknown_tool", "no_id", "repeated_id")
+
 STATES = ("running", "queued", "paused")
 
 ENDED_EARLY = ("cancelled", "timed_out")
@@ -133,6 +138,12 @@ class Metrics:
         self._refusals = self._counter("refusals", "Requests and model calls that a limit refused.", "code")
         self._gaps = self._counter("gaps", "Times that a reader fell behind and lost events.")
         self._dropped = self._counter("dropped_events", "Events that readers lost so.")
+        self._recoveries = self._counter(
+            "recoveries",
+            "Calls repeated, and what models wrote wrongly that was mended or sent back.",
+            "kind",
+            "problem",
+        )
         self._provider_429 = self._counter("provider_rate_limited", "Answers of providers with HTTP status 429.")
 
     def _begin(self, agents: Iterable[str]) -> None:
@@ -145,6 +156,9 @@ class Metrics:
             self._cancel_latency.labels(status)
         for code in CODES:
             self._refusals.labels(code)
+        for kind in RECOVERIES:
+            for problem in PROBLEMS if kind.startswith("tool.") else ("",):
+                self._recoveries.labels(kind, problem)
 
     def call(self, call: ModelCall) -> None:
         """A model call has ended."""
@@ -195,6 +209,10 @@ class Metrics:
         """A reader was told of a gap, of so many events."""
         self._gaps.inc()
         self._dropped.inc(_amount(dropped))
+
+    def recovered(self, kind: str, problem: str) -> None:
+        """Something was put right: one of ``RECOVERIES``, and of ``PROBLEMS`` where it is a tool call's."""
+        self._recoveries.labels(kind, problem if problem in PROBLEMS else "").inc()
 
     def provider_refused(self) -> None:
         """A provider has answered with 429."""

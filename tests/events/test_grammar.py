@@ -186,7 +186,7 @@ EXAMPLES: dict[str, Event] = {
         START, END, PAUSE, RESUME, USAGE, ERROR, GAP, opened(), closed(), void(), token(), thought(), pending(), args(),
         begun(), progress(), done(), NodeStarted(ts=0), NodeFinished(ts=0), RunQueued(ts=0, position=1),
         RunInterrupted(ts=0, interrupts=[]), State(ts=0, values=1), Custom(ts=0, name="x", data=1),
-        ObjectPartial(ts=0, value=1), ObjectField(ts=0, path=["a"], value=1),
+        ObjectPartial(ts=0, value=1, message_id="m"), ObjectField(ts=0, path=["a"], value=1, message_id="m"),
     )
 }  # fmt: skip
 

@@ -162,3 +162,32 @@ def test_a_run_out_of_time_is_told_which_limit_it_was(reason: str) -> None:
     assert (failure.code, failure.retryable) == (reason, True)
     assert reason.upper() in failure.message
     assert failure.message.endswith(".")
+
+
+class Named(ValueError):
+    """A failure that a graph's author has a name for."""
+
+    def __init__(self, code: object, words: str = "The model did not keep to the form. Ask again.") -> None:
+        super().__init__(words)
+        self.failure_code = code
+
+
+def test_a_failure_that_a_graph_names_is_told_in_its_words() -> None:
+    wrapped = RuntimeError("in a node")
+    wrapped.__cause__ = Named("invalid_object")
+    for error in (Named("invalid_object"), wrapped):
+        failure = describe(error, streamed=True)
+        assert failure.code == "invalid_object"
+        assert failure.message == "The model did not keep to the form. Ask again."
+        assert not failure.retryable
+
+
+@pytest.mark.parametrize("code", [None, 7, "", "Not a code", "x" * 65, "a\nb"])
+def test_a_name_that_is_none_is_no_name(code: object) -> None:
+    assert describe(Named(code), streamed=False).code == "agent_error"
+
+
+def test_a_named_failures_words_are_bounded_and_have_their_json() -> None:
+    words = describe(Named("odd", "\ud800" + "x" * 5000), streamed=False).message
+    assert len(words) == 1000
+    assert words.startswith("\ufffd")

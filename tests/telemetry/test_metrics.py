@@ -161,6 +161,17 @@ def test_tokens_refusals_gaps_and_429s_are_counted() -> None:
     assert value(metrics, "provider_rate_limited_total") == 1
 
 
+def test_recoveries_are_counted_by_kind_and_problem() -> None:
+    metrics = Metrics()
+    metrics.recovered("tool.repaired", "not_json")
+    metrics.recovered("tool.refused", "something new")
+    metrics.recovered("provider.retry", "None")
+    assert value(metrics, "recoveries_total", kind="tool.repaired", problem="not_json") == 1
+    assert value(metrics, "recoveries_total", kind="tool.refused", problem="schema") == 0
+    assert value(metrics, "recoveries_total", kind="tool.refused", problem="") == 1
+    assert value(metrics, "recoveries_total", kind="provider.retry", problem="") == 1
+
+
 def test_what_is_so_now_is_read_at_each_scrape() -> None:
     metrics = Metrics()
     assert value(metrics, "readers") is None

@@ -1,0 +1,219 @@
+"""Tool calls where providers and graphs make it hard to tell which is which."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain_core.callbacks import adispatch_custom_event
+from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.tools import tool
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+from scripted import Gate, piece, say
+from telling import Told, asks, loop, model, row, told, without_model
+
+from app.events.event import Custom, ToolArgs, ToolFinished, ToolPending, ToolProgress, ToolStarted
+from app.runs.calls import MAX_TOOL_OUTPUT
+
+LABELS = {"get": "Getting…", "get_weather": "Looking up the weather…", "look_up": "Looking up…"}
+
+
+@tool
+async def look_up(word: str) -> str:
+    """Look a word up."""
+    return f"{word}: a word"
+
+
+@tool
+async def get() -> str:
+    """Get."""
+    return "got"
+
+
+TOOLS = ToolNode([look_up, get], handle_tool_errors=True)
+
+
+def names(run: Told) -> list[str]:
+    return [one.name for one in run.all(ToolPending)]
+
+
+async def written(*pieces: Any) -> Told:
+    return await told(model([say("", one) for one in pieces]), labels=LABELS)
+
+
+# The name
+
+
+async def test_a_name_that_another_begins_with_is_announced_when_it_cannot_grow_any_more() -> None:
+    run = await written(piece("get", call_id="a", index=0), piece("_weather", index=0), piece(args="{}", index=0))
+    assert names(run) == ["get_weather"]
+    run = await written(piece("get", call_id="a", index=0), piece(args="{}", index=0))
+    assert names(run) == ["get"]
+
+
+async def test_a_name_that_comes_with_every_piece_is_one_name() -> None:
+    run = await written(*(piece("look_up", args, "a", 0) for args in ('{"wo', 'rd":', ' "x"}')))
+    assert names(run) == ["look_up"]
+    assert run.args("a") == '{"word": "x"}'
+
+
+async def test_a_whole_name_that_comes_again_before_the_arguments_is_one_name() -> None:
+    run = await written(
+        piece("get", call_id="a", index=0), piece("get", call_id="a", index=0), piece(args="{}", index=0)
+    )
+    assert names(run) == ["get"]
+
+
+# Which call a tool answers
+
+
+def answers(*pieces: dict[str, Any], **renamed: str) -> Any:
+    """A graph that gives the calls of its model these ids before the tools see them."""
+
+    async def check(state: MessagesState) -> Any:
+        last = state["messages"][-1]
+        assert isinstance(last, AIMessage)
+        anew = [
+            {**call, "id": f"{last.id}:{number}" if call["id"] in (None, "", *renamed) else call["id"]}
+            for number, call in enumerate(last.tool_calls)
+        ]
+        return {"messages": [last.model_copy(update={"tool_calls": anew})]}
+
+    return row(model=asks(model([say("", *pieces, id="m1")])), check=check, tools=TOOLS)
+
+
+async def test_a_call_without_an_id_is_known_by_its_message_and_number() -> None:
+    run = await told(
+        answers(piece("look_up", '{"word": "same"}', index=0), piece("look_up", '{"word": "same"}', index=1)),
+        {"messages": []},
+        labels=LABELS,
+    )
+    pending = [one.call_id for one in run.all(ToolPending)]
+    assert pending == ["m1:0", "m1:1"]
+    assert sorted(one.call_id for one in run.all(ToolStarted)) == pending
+
+
+async def test_a_repeated_id_is_told_apart_by_message_and_number() -> None:
+    pieces = (piece("look_up", '{"word": "a"}', "same", 0), piece("look_up", '{"word": "b"}', "same", 1))
+    run = await told(answers(*pieces, same="renamed"), {"messages": []}, labels=LABELS)
+    args = {one.call_id: one.args for one in run.all(ToolStarted)}
+    assert list(args.values()) == [{"word": "a"}, {"word": "b"}]
+    assert {one.call_id: one.args for one in run.all(ToolArgs) if one.args} == args
+
+
+async def test_branches_whose_providers_give_the_same_ids_keep_their_calls_apart() -> None:
+    first, second = Gate(), Gate()
+
+    @tool
+    async def wait(which: str) -> str:
+        """Wait."""
+        await {"one": first, "two": second}[which]()
+        return which
+
+    def branch(which: str, then: Gate | None) -> Any:
+        agent = loop(
+            model([say("", piece("wait", f'{{"which": "{which}"}}', "call_1", 0))], [say("ok")]), ToolNode([wait])
+        )
+
+        async def run(_: Any) -> None:
+            await agent.ainvoke({"messages": [("user", "go")]})
+            if then is not None:
+                then.open()
+
+        return run
+
+    graph: Any = StateGraph(MessagesState)
+    graph.add_node("one", branch("one", None))
+    graph.add_node("two", branch("two", first))  # the second branch is over before the first has its result
+    graph.add_edge(START, "one")
+    graph.add_edge(START, "two")
+    task = asyncio.create_task(told(graph.compile(), {"messages": []}, labels={"wait": "Waiting…"}))
+    second.open()
+    run = await task
+    started = {one.call_id: one.args["which"] for one in run.all(ToolStarted)}
+    finished = {one.call_id: one.output for one in run.all(ToolFinished)}
+    assert len(started) == 2
+    assert started == finished
+
+
+# Results
+
+
+def gives_up(*, told_at_once: bool) -> Any:
+    """A node that waits for its tools no longer than until they have begun, and makes up their results."""
+    begun = Gate()
+
+    @tool
+    async def stuck() -> str:
+        """Never answers."""
+        begun.open()
+        await asyncio.Event().wait()
+        return ""
+
+    async def tools(state: MessagesState) -> Any:
+        last = state["messages"][-1]
+        assert isinstance(last, AIMessage)
+        call = last.tool_calls[0]
+        task = asyncio.create_task(stuck.ainvoke(call))
+        await begun()
+        if told_at_once:
+            result = {"call_id": call["id"], "status": "error", "output": "gave up"}
+            await adispatch_custom_event("tool.result", result)
+            await adispatch_custom_event("still going", 1)
+        task.cancel()
+        await asyncio.wait((task,))
+        return {"messages": [ToolMessage("gave up", tool_call_id=call["id"], status="error")]}
+
+    return without_model(tools, ("stuck", {}, "c1"))
+
+
+async def test_a_tool_that_was_left_alone_has_the_result_that_its_node_made_up() -> None:
+    run = await told(gives_up(told_at_once=False), {"messages": []})
+    done = run.one(ToolFinished)
+    assert (done.call_id, done.status, done.output) == ("c1", "error", "gave up")
+
+
+async def test_a_result_that_is_told_before_its_node_is_over_ends_the_call_there_and_then() -> None:
+    run = await told(gives_up(told_at_once=True), {"messages": []})
+    done = run.one(ToolFinished)
+    assert (done.status, done.output) == ("error", "gave up")
+    assert run.events.index(done) < run.events.index(run.one(Custom))
+
+
+async def test_what_a_tool_says_after_its_result_was_told_is_no_progress() -> None:
+    @tool
+    async def talks() -> str:
+        """Says its own result, and goes on."""
+        await adispatch_custom_event("half", 1)
+        await adispatch_custom_event("tool.result", {"call_id": "c1", "status": "ok", "output": "enough"})
+        await adispatch_custom_event("late", 2)
+        return "too late"
+
+    run = await told(without_model(ToolNode([talks]), ("talks", {}, "c1")), {"messages": []})
+    assert run.one(ToolProgress).data == 1
+    assert run.one(ToolFinished).output == "enough"
+    assert run.one(Custom).name == "late"
+
+
+@pytest.mark.parametrize("data", [None, 7, {}, {"call_id": None}, {"call_id": "nobody's", "output": 1}])
+async def test_a_result_of_no_call_ends_none(data: Any) -> None:
+    async def node(_: Any) -> None:
+        await adispatch_custom_event("tool.result", data)
+
+    run = await told(row(node=node), {"messages": []})
+    assert run.all(ToolFinished) == []
+
+
+async def test_a_result_that_the_thread_is_given_later_is_no_longer_than_its_event() -> None:
+    @tool
+    async def floods() -> str:
+        """Say very much."""
+        return "x" * (2 * MAX_TOOL_OUTPUT)
+
+    async def tools(state: MessagesState) -> Any:
+        await ToolNode([floods]).ainvoke(state)
+        raise ValueError("before it is over")
+
+    run = await told(without_model(tools, ("floods", {}, "c1")), {"messages": []})
+    kept = run.translator.results()["c1"]
+    assert MAX_TOOL_OUTPUT <= len(kept.content) < MAX_TOOL_OUTPUT + 100
