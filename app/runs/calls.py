@@ -8,7 +8,9 @@ provider's id is another branch's as well, and last by the tool's name and argum
 What it promises of the order is in ``events.grammar``. Nothing awaits.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from langchain_core.messages import ToolMessage
@@ -35,6 +37,10 @@ class _Tool:
         self.place = place
         self.call = call
         self.started_ts: int | None = None
+
+    def means(self, name: str, args: Any) -> bool:
+        """Whether the model has called this tool with these arguments."""
+        return self.name == name and self.call is not None and _partial("".join(self.call.args)) == args
 
 
 class Calls:
@@ -128,7 +134,7 @@ class Calls:
     def _announce(self, message: Message, call: Call, ts: int) -> Iterator[Event]:
         """``tool.pending``: from here on the call's id is fixed, and unique within the run."""
         own = f"{message.message_id}:{call.number}"
-        call.call_id = self._unique(codec.text(call.given) or own, own)
+        call.call_id = self._unique(codec.text(call.given), own)
         node, namespace = message.place
         label = self._labels.get(call.name) or default_label(call.name)
         yield ToolPending(ts=ts, node=node, namespace=namespace, call_id=call.call_id, name=call.name, label=label)
@@ -137,10 +143,11 @@ class Calls:
         call.pending = True
         self._open[call.call_id] = _Tool(call.name, message.place, call)
 
-    def _unique(self, call_id: str, suffix: str) -> str:
-        unique = call_id if call_id not in self._ids else f"{call_id}:{suffix}"
-        self._ids.add(unique)
-        return unique
+    def _unique(self, given: str, own: str) -> str:
+        """The id that was given, where there is one that is new; else one of our own."""
+        call_id = given if given and given not in self._ids else own
+        self._ids.add(call_id)
+        return call_id
 
     def _args(self, message: Message, call: Call, delta: str, ts: int, *, parse: bool) -> Event:
         args = None
@@ -157,7 +164,7 @@ class Calls:
         args = codec.plain(args)
         call_id = self._answered(given, name, args, place)
         if call_id is None:  # a node called the tool itself, or runs a call for the second time
-            call_id = self._unique(codec.text(given) or f"tool-{run_id}", run_id)
+            call_id = self._unique(codec.text(given), f"{codec.text(given) or 'tool'}:{run_id}")
             self._given.setdefault(given, []).append(call_id)
         node, namespace = place
         yield ToolStarted(ts=ts, node=node, namespace=namespace, call_id=call_id, name=name, args=args)
@@ -188,25 +195,24 @@ class Calls:
 
     def result(self, given: str, status: str, output: Any, place: Place, ts: int) -> Iterator[Event]:
         """A node tells a call's result: the tool never ran, or runs on though nobody waits for it any more."""
-        found = self._find(given, place, lambda tool: tool.place[1] == place[1])
-        if found is not None:
-            yield self._finish(found, "error" if status == "error" else "ok", output, ts)
+        found = [
+            one for one in self._given.get(given, ()) if one in self._open and self._open[one].place[1] == place[1]
+        ]
+        if found:
+            yield self._finish(found[0], "error" if status == "error" else "ok", output, ts)
 
     def _answered(self, given: str, name: str, args: Any, place: Place) -> str | None:
-        call_id = self._find(given, place, _waits) if given else None
-        return call_id or self._meant(name, args) or (None if given else self._find("", place, _waits))
+        """The call that a tool's run answers: of several by that id, the one of its name and arguments."""
+        waiting = [call_id for call_id, tool in self._open.items() if tool.started_ts is None]
+        meant = [call_id for call_id in waiting if self._open[call_id].means(name, args)]
+        known = [call_id for call_id in self._given.get(given, ()) if call_id in waiting]
+        if given and known:
+            return self._nearest([one for one in known if one in meant] or known, place)
+        return self._nearest(meant, place) or (None if given else self._nearest(known, place))
 
-    def _find(self, given: str, place: Place, wanted: Callable[[_Tool], bool]) -> str | None:
-        """The first open call by that id of the provider's, one of the same namespace before others."""
-        found = [one for one in self._given.get(given, ()) if one in self._open and wanted(self._open[one])]
-        return min(found, key=lambda one: self._open[one].place[1] != place[1], default=None)
-
-    def _meant(self, name: str, args: Any) -> str | None:
-        """The call that a node answers by calling the tool with its arguments alone, without its id."""
-        for call_id, tool in self._open.items():
-            if tool.name == name and _waits(tool) and tool.call and _partial("".join(tool.call.args)) == args:
-                return call_id
-        return None
+    def _nearest(self, call_ids: Sequence[str], place: Place) -> str | None:
+        """The first of them, one of the same namespace before others."""
+        return min(call_ids, key=lambda one: self._open[one].place[1] != place[1], default=None)
 
     def _finish(self, call_id: str, status: Literal["ok", "error"], output: Any, ts: int) -> Event:
         tool = self._open.pop(call_id)
@@ -245,10 +251,6 @@ def kept(message: ToolMessage) -> ToolMessage:
     return message.model_copy(update={"content": _bounded(codec.plain(message.content))})
 
 
-def _waits(tool: _Tool) -> bool:
-    return tool.started_ts is None
-
-
 def _begins_another(call: Call, piece: Mapping[str, Any]) -> bool:
     """Some providers give all calls one index, or neither index nor id: then another id or name tells them apart."""
     given = piece.get("id")
@@ -258,6 +260,10 @@ def _begins_another(call: Call, piece: Mapping[str, Any]) -> bool:
 
 
 def _partial(text: str) -> Any:
+    """The best parse of arguments, whole or not; what LangChain reads of whole ones, this does too."""
+    if text.endswith("}"):
+        with suppress(ValueError, RecursionError):
+            return codec.plain(json.loads(text, strict=False))
     return codec.plain(parsed(text)) if text else {}
 
 

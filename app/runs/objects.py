@@ -11,6 +11,7 @@ Clients may send schemas: so no reference is ever fetched, and patterns run in a
 Nothing here awaits or raises for what a model writes.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ MAX_DEPTH = 60
 
 Path = list[str | int]
 
+_UNFINISHED = re.compile(r"([\[:,]\s*)-?[\d.eE+-]+$")
 _ROOT = "urn:millrace:answer"
 _UNIONS = ("allOf", "anyOf", "oneOf")
 _AFTERWARDS = frozenset(("enum", "const", "pattern", "format", "contentEncoding", "contentMediaType", "minLength"))
@@ -40,9 +42,12 @@ def next_parse(size: int) -> int:
 
 
 def parsed(text: str) -> Any:
-    """The best partial parse: of an incomplete document what there is, of one that is broken None."""
+    """The best partial parse: of an incomplete document what there is, of one that is broken None.
+
+    A number at the end is not shown: it may go on, and while it does, as in ``1.`` or ``1e``, it is none.
+    """
     try:
-        return from_json(text, allow_partial="trailing-strings")
+        return from_json(_UNFINISHED.sub(r"\1", text), allow_partial="trailing-strings")
     except ValueError:
         return None
 
