@@ -193,10 +193,10 @@ def test_a_bad_setting_is_named_and_nothing_starts(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_integration_is_missing_is_one_line(tmp_path: Path) -> None:
-    process = millrace("serve", cwd=tmp_path, MILLRACE_MODEL="anthropic:some-model")
+    process = millrace("serve", cwd=tmp_path, MILLRACE_MODEL="mistralai:some-model")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "langchain-anthropic" in output or "langchain_anthropic" in output
+    assert "langchain-mistralai" in output or "langchain_mistralai" in output
     assert len(output.strip().splitlines()) == 1
 
 

@@ -549,7 +549,9 @@ class Runner:
         """The runnable as this run needs it: with the thread's checkpoints, with some of its own, or without."""
         agent, control = run.agent, {"__millrace": run}
         if run.thread_id is not None:
-            options = _Options({**control, "thread_id": run.thread_id}, {}, True)
+            # A person's answer is stored before it is acted on: who is killed at the deed must not ask for it again.
+            kept = {"durability": "sync"} if run.request.resume is not None else {}
+            options = _Options({**control, "thread_id": run.thread_id}, kept, True)
             return agent.graph(self._ledger.saver), options
         if run.pausable and agent.is_graph:
             # Nothing is kept before the graph ends or is paused, and then its state alone.

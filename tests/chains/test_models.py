@@ -25,8 +25,8 @@ def test_a_server_of_ones_own_needs_no_key() -> None:
 
 
 def test_what_is_not_installed_is_named() -> None:
-    with pytest.raises(ImportError, match="langchain-anthropic"):
-        build_model("anthropic:some-model")
+    with pytest.raises(ImportError, match="langchain-mistralai"):
+        build_model("mistralai:some-model")
 
 
 def test_what_nobody_knows_is_named() -> None:

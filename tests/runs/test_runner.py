@@ -17,6 +17,7 @@ from langchain_core.language_models import FakeListLLM
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableGenerator, RunnableLambda
 from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import interrupt
@@ -27,6 +28,7 @@ from typing_extensions import override
 from app.errors import InvalidInput, NotFound, RunExpired, Unavailable, Unsupported
 from app.events.event import Error, Event, Gap, RunFinished, Token, Usage
 from app.events.request import RunRequest
+from app.runs.ledger import Ledger
 from app.runs.run import Run
 from app.runs.runner import MAX_METADATA, Brought, Runner, Timing
 from app.runs.scope import Ending
@@ -586,3 +588,62 @@ async def test_many_runs_leave_no_task_behind() -> None:
         assert runner.live == 0
         assert len(asyncio.all_tasks()) == before
         assert {run.status for run in runs} == {"completed", "cancelled"}
+
+
+class SlowSaver(InMemorySaver):
+    """Stores nothing of a run until the test says so, or its turn has come at last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow = False
+        self.stored = asyncio.Event()
+
+    @override
+    async def aput(self, *args: Any) -> Any:
+        if self.slow:
+            for _ in range(100):  # whoever does not wait for it is past it by then
+                await asyncio.sleep(0)
+        return await super().aput(*args)
+
+
+class SlowLedger(Ledger):
+    """A ledger whose checkpoints take their time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow = SlowSaver()
+
+    @property
+    @override
+    def saver(self) -> SlowSaver:
+        return self.slow
+
+
+async def test_a_persons_answer_is_stored_before_it_is_acted_on() -> None:
+    ledger = SlowLedger()
+    stored: list[Any] = []
+
+    async def ask(state: MessagesState) -> Any:
+        return {"messages": [AIMessage(f"answered: {interrupt('may I?')}")]}
+
+    async def deed(state: MessagesState, config: RunnableConfig) -> Any:
+        thread: RunnableConfig = {"configurable": {"thread_id": config["configurable"]["thread_id"]}}
+        stored.append(await asks_first.copy({"checkpointer": ledger.slow}).aget_state(thread))
+        return {"messages": [AIMessage("done")]}
+
+    builder: Any = StateGraph(MessagesState)
+    builder.add_node("ask", ask)
+    builder.add_node("deed", deed)
+    builder.add_edge(START, "ask")
+    builder.add_edge("ask", "deed")
+    asks_first = builder.compile()
+    async with runner_of(asks_first, ledger) as runner:
+        first = await start(runner, thread_id="t")
+        await first.done.wait()
+        assert first.status == "interrupted"
+        ledger.slow.slow = True
+        second = await start(runner, None, resume="yes", thread_id="t")
+        await second.done.wait()
+    (state,) = stored
+    assert not state.interrupts
+    assert state.next == ("deed",)
