@@ -59,6 +59,7 @@ from chains.toolnode import ToolLimits
 from tools.calculator import build_calculator
 from tools.clock import build_clock
 from tools.search_documents import build_search_documents
+from tools.send_email import build_send_email
 from tools.weather import build_weather
 
 logger = logging.getLogger("millrace")
@@ -293,6 +294,7 @@ def _tools(settings: Settings) -> list[BaseTool]:
         build_clock(),
         build_weather(settings.weather_url),
         build_search_documents(settings.docs_dir or ROOT / "docs"),
+        build_send_email(settings.outbox_dir),
     ]
 
 

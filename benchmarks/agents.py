@@ -9,17 +9,19 @@ import asyncio
 import gc
 import os
 import threading
+import time
 from collections import Counter
 from typing import Any
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
-from langchain_core.tools import tool
+from langchain_core.tools import BaseTool, tool
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode
+from langgraph.prebuilt import ToolNode, tools_condition
 from pydantic import SecretStr
 
+from chains.assistant import build_assistant
 from chains.chat import build_chat
 
 State = dict[str, Any]
@@ -64,6 +66,30 @@ def consulting() -> Runnable[Any, Any]:
     return graph.compile()
 
 
+NAP_MS = 200
+"""How long the tools of the napping agents take."""
+
+
+def napping() -> Runnable[Any, Any]:
+    """A model with a tool that takes its time: the built-in assistant, with a plain model."""
+    return build_assistant(_model(), [_nap()])
+
+
+def napping_in_threads() -> Runnable[Any, Any]:
+    """The same with a synchronous tool, which works in a thread."""
+    return build_assistant(_model(), [_nap_in_thread()])
+
+
+def napping_plainly() -> Runnable[Any, Any]:
+    """The peer: LangGraph's own node for tools, as it comes."""
+    return _with_tool(_nap())
+
+
+def napping_plainly_in_threads() -> Runnable[Any, Any]:
+    """The same with a synchronous tool."""
+    return _with_tool(_nap_in_thread())
+
+
 def blocking() -> Runnable[Any, Any]:
     """A model that is called by a synchronous node, so in a thread."""
     model = _model()
@@ -98,6 +124,41 @@ def _answering(model: ChatOpenAI) -> Runnable[Any, Any]:
     graph.add_node("answer", answer)
     graph.add_edge(START, "answer")
     return graph.compile()
+
+
+def _with_tool(nap: BaseTool) -> Runnable[Any, Any]:
+    model = _model().bind_tools([nap])
+
+    async def answer(state: MessagesState) -> State:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("model", answer)
+    graph.add_node("tools", ToolNode([nap]))
+    graph.add_edge(START, "model")
+    graph.add_conditional_edges("model", tools_condition)
+    graph.add_edge("tools", "model")
+    return graph.compile()
+
+
+def _nap() -> BaseTool:
+    @tool
+    async def nap(number: int) -> str:
+        """Take a nap."""
+        await asyncio.sleep(NAP_MS / 1000)
+        return f"nap {number} is over"
+
+    return nap
+
+
+def _nap_in_thread() -> BaseTool:
+    @tool
+    def nap(number: int) -> str:
+        """Take a nap."""
+        time.sleep(NAP_MS / 1000)
+        return f"nap {number} is over"
+
+    return nap
 
 
 def _model(base_url: str | None = None) -> ChatOpenAI:

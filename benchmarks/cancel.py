@@ -1,9 +1,10 @@
 """How long a cancel takes to reach the provider: from the client's last word to the provider's closed socket.
 
 By every way of cancelling (POST cancel, FIN, RST, a WebSocket's cancel) and in every phase, with the server idle and
-under live runs, beside LangServe with the same graphs, which knows dropped connections only. The client and the
-provider that is cancelled are in this process, so that one clock tells both ends; the servers, the load and the load's
-own provider are processes of their own. The moment of the cancel is random, so that no tick is measured.
+under live runs, beside LangServe with the same graphs, which knows dropped connections only. Of a run with branches it
+is the last of their sockets. The client and the provider that is cancelled are in this process, so that one clock tells
+both ends; the servers, the load and the load's own provider are processes of their own. The moment of the cancel is
+random, so that no tick is measured.
 
     python benchmarks/cancel.py [--n 200] [--live 500] [--quick] [--page docs/performance.md]
 """
@@ -16,12 +17,14 @@ import random
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, TypeAlias
+from urllib.parse import quote
 from urllib.request import urlopen
 
 import harness
@@ -65,6 +68,16 @@ class Phase(NamedTuple):
     tokens: int = 2
     told: str = "tokens=5000"
     streams: bool = True
+    branches: int = 1
+
+    def text(self, pace: int, lane: int) -> str:
+        """What the user says. The length of the prompt tells the lanes apart at the provider."""
+        text = f"[[{self.told}&tokens_per_second={pace}]] go{' on' * lane}"
+        if self.branches == 1:
+            return text
+        plan = json.dumps({"questions": [f"{letter} {text}" for letter in "abcde"[: self.branches]]})
+        # The plan's own prompt is of a length that no branch's has.
+        return f"[[say={quote(plan, safe='')}&burst=1]] go{' on' * 64}"
 
 
 PHASES = (
@@ -73,6 +86,7 @@ PHASES = (
     Phase("mid-token", "chat"),
     Phase("in a tool that calls a model", "consulting"),
     Phase("in a subgraph", "nested"),
+    Phase("in three branches of research", "research", branches=3),
 )
 WAYS: tuple[Way, ...] = ("POST", "FIN", "RST", "WebSocket")
 KNOWN: dict[str, tuple[Way, ...]] = {"Millrace": WAYS, "LangServe": ("FIN", "RST")}
@@ -150,21 +164,22 @@ class Bench:
         """Seconds from the client's last word to the provider's closed socket; ``None``: it stayed open."""
         after, size = self._newest(), self._shortest[phase.agent] + lane
         with self._started(phase, way, lane) as run:
-            exchange = self._exchange(after, lambda one: one.prompt_tokens == size)
-            _until(lambda: exchange.tokens_sent >= phase.tokens)
+            exchanges = self._exchanges(after, phase.branches, size)
+            _until(lambda: all(one.tokens_sent >= phase.tokens for one in exchanges))
             if phase.streams and phase.tokens:
                 run.until_token()
-            connection = next(one for one in reversed(self._provider.connections) if one.number == exchange.connection)
+            numbers = {one.connection for one in exchanges}
+            connections = [one for one in self._provider.connections if one.number in numbers]
             end = run.ending(way)
             time.sleep(random.uniform(*HESITATION_S[self._circumstance]))
             began = time.monotonic()
             end()
-            _until(lambda: connection.closed is not None, GIVEN_UP_S[self._circumstance])
-            return None if connection.closed is None else connection.closed - began
+            _until(lambda: all(one.closed is not None for one in connections), GIVEN_UP_S[self._circumstance])
+            closed = [one.closed for one in connections if one.closed is not None]
+            return max(closed) - began if len(closed) == len(connections) else None
 
     def _started(self, phase: Phase, way: Way, lane: int) -> AbstractContextManager[HttpRun | SocketRun]:
-        # The length of the prompt tells the lanes apart at the provider.
-        text = f"[[{phase.told}&tokens_per_second={TOKENS_PER_SECOND[self._circumstance]}]] go{' on' * lane}"
+        text = phase.text(TOKENS_PER_SECOND[self._circumstance], lane)
         if way == "WebSocket":
             return SocketRun(self._server.address, phase.agent, text)
         asked = request(f"/agents/{phase.agent}/{self._route(phase)}", text)
@@ -199,20 +214,23 @@ class Bench:
     def _learn(self, phase: Phase) -> int:
         after = self._newest()
         with self._started(phase, "FIN", 0):
-            return self._exchange(after, lambda one: one.prompt_tokens > 0).prompt_tokens
+            return self._exchanges(after, phase.branches)[0].prompt_tokens
 
     def _newest(self) -> int:
         requests = self._provider.requests
         return requests[-1].number if requests else 0
 
-    def _exchange(self, after: int, mine: Callable[[Exchange], bool]) -> Exchange:
-        """The request that reached the provider."""
+    def _exchanges(self, after: int, count: int, size: int | None = None) -> list[Exchange]:
+        """The requests that reached the provider: so many whose prompts have that size, or all the same one."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            new = itertools.takewhile(lambda one: one.number > after, reversed(self._provider.requests))
-            found = next((one for one in new if mine(one)), None)
-            if found is not None:
-                return found
+            alike: dict[int, list[Exchange]] = defaultdict(list)
+            for one in itertools.takewhile(lambda one: one.number > after, reversed(self._provider.requests)):
+                alike[one.prompt_tokens].append(one)
+            wanted = alike.keys() - {0} if size is None else {size}
+            for tokens in wanted:
+                if len(alike[tokens]) >= count:
+                    return alike[tokens]
             time.sleep(0.001)
         raise SystemExit("a run did not reach the provider within 120 s")
 
@@ -304,7 +322,8 @@ def _cells(
     server: Server, provider: Simulator, circumstance: Circumstance, count: int, show: Progress
 ) -> tuple[Cells, Cell]:
     bench = Bench(server, provider, circumstance)
-    wanted = [(phase, way) for phase in PHASES for way in KNOWN[server.name] if phase.streams or way != "WebSocket"]
+    phases = [phase for phase in PHASES if phase.branches == 1 or server.name == "Millrace"]
+    wanted = [(phase, way) for phase in phases for way in KNOWN[server.name] if phase.streams or way != "WebSocket"]
     task = show.add_task("", total=count * (len(wanted) + 1))
 
     def tell() -> None:
@@ -358,7 +377,8 @@ def report(idle: list[Measured], live: list[Measured], count: int) -> str:
     what = (
         f"From the client's last word to the provider's closed socket, p50 / p99 / longest of {count}, in ms; "
         f'"never": not within {GIVEN_UP_S["idle"]:g} s ({GIVEN_UP_S["live"]:g} s under load); "of": so many in the '
-        f"{CELL_S:g} s that each cell has. "
+        f"{CELL_S:g} s that each cell has. Of three branches it is the last one's socket; LangServe ends a graph that "
+        "sends its branches with status 500, as it cannot serialise a `Send`. "
         "Written by `python benchmarks/cancel.py`."
     )
     return "\n\n".join(

@@ -81,7 +81,9 @@ class SocketRun:
 
     def __init__(self, address: tuple[str, int], agent: str, text: str) -> None:
         host, port = address
-        self._socket = connect(f"ws://{host}:{port}/ws", compression=None, open_timeout=TIMEOUT_S)
+        # Without a bound on what waits to be read, else the close would wait behind it.
+        url = f"ws://{host}:{port}/ws"
+        self._socket = connect(url, compression=None, open_timeout=TIMEOUT_S, max_queue=None)
         self._send(type="start", stream_id="s", agent=agent, input=text)
 
     def until_token(self) -> None:

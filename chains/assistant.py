@@ -1,82 +1,98 @@
 """``assistant``: a LangGraph graph in which a model and its tools take turns until the model has an answer.
 
-The tools of one turn run in parallel. Each call gets a result, in the model's order; a tool that fails gives an
-error result, which the model can read and answer to, and never takes the other calls with it. So does a call whose
-arguments are not JSON: LangChain keeps such calls apart, and a graph that looks at ``tool_calls`` alone ends silently.
+``START → model → check → (approve →) tools → model … → END``, over ``{"messages": […]}``. The model node keeps calls as
+they were written (``chains.transcript``). ``check`` alone judges them, and answers those that cannot be made
+(``chains.checking``). ``approve``, there if one of the tools needs it, asks a person (``chains.approving``). ``tools``
+runs what has no result yet, in parallel (``chains.toolnode``). A model that makes nothing of its errors is stopped in
+``give_up``, by ``InvalidToolArgs``.
+
+Each call gets a result, whatever becomes of it, and none takes the others with it.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, SystemMessage
 from langchain_core.runnables import RunnableLambda
-from langchain_core.tools import BaseTool, ToolException
+from langchain_core.tools import BaseTool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.prebuilt import ToolNode
+
+from chains.approving import build_approve, needs_approval
+from chains.checking import build_check, give_up, gives_up
+from chains.toolnode import ToolLimits, build_tool_node, open_calls
+from chains.transcript import transcript
 
 SYSTEM = (
     "You are a helpful assistant with tools. Use them where they know better than you; ask for everything you need "
     "at once, so that the tools run in parallel. If a tool fails, say so. Answer in the language of the question."
 )
 
-MAX_STEPS = 50
-"""Steps of the graph, two a turn: a model that asks for tools for ever is stopped."""
+MAX_STEPS = 100
+"""Steps of the graph, three or four a turn: a model that asks for tools for ever is stopped."""
+
+Assistant = CompiledStateGraph[MessagesState, None, MessagesState, MessagesState]
+Update = dict[str, list[BaseMessage]]
 
 
 def build_assistant(
-    model: BaseChatModel, tools: Sequence[BaseTool], *, system: str = SYSTEM
-) -> CompiledStateGraph[MessagesState, None, MessagesState, MessagesState]:
-    """The graph ``START → model ⇄ tools | reject``, over ``{"messages": […]}``."""
-    bound = model.bind_tools(tools)
+    model: BaseChatModel, tools: Sequence[BaseTool], *, system: str = SYSTEM, limits: ToolLimits = ToolLimits()
+) -> Assistant:
+    """The graph of this model and these tools."""
+    asks = any(needs_approval(tool) for tool in tools)
 
-    def call(state: MessagesState) -> dict[str, list[BaseMessage]]:
-        return {"messages": [bound.invoke(_prompt(system, state))]}
-
-    async def acall(state: MessagesState) -> dict[str, list[BaseMessage]]:
-        return {"messages": [await bound.ainvoke(_prompt(system, state))]}
+    def checked(state: MessagesState) -> str:
+        if gives_up(state["messages"], limits.attempts):
+            return "give_up"
+        return ("approve" if asks else "tools") if open_calls(state["messages"]) else "model"
 
     graph = StateGraph(MessagesState)
-    graph.add_node("model", RunnableLambda(call, acall))
-    graph.add_node("tools", ToolNode(tools, handle_tool_errors=tool_failed))
-    graph.add_node("reject", reject)
+    graph.add_node("model", _speak(model, tools, system))
+    graph.add_node("check", build_check(tools, limits.attempts))
+    graph.add_node("tools", build_tool_node(tools, limits))
+    graph.add_node("give_up", RunnableLambda(_give_up, _agive_up))
     graph.add_edge(START, "model")
-    graph.add_conditional_edges("model", next_nodes, ["tools", "reject", END])
+    graph.add_conditional_edges("model", _spoken, ["check", END])
+    graph.add_conditional_edges("check", checked, ["approve" if asks else "tools", "model", "give_up"])
+    if asks:
+        graph.add_node("approve", build_approve(tools))
+        graph.add_conditional_edges("approve", _approved, ["tools", "model"])
     graph.add_edge("tools", "model")
-    graph.add_edge("reject", "model")
+    graph.add_edge("give_up", END)
     return graph.compile().with_config(recursion_limit=MAX_STEPS)
 
 
-def next_nodes(state: MessagesState) -> list[str]:
-    """Where the model's message leads: to its calls, sound and broken, or to the end."""
-    last = state["messages"][-1]
-    assert isinstance(last, AIMessage)
-    found = [("tools", last.tool_calls), ("reject", last.invalid_tool_calls)]
-    return [node for node, calls in found if calls] or [END]
+def _speak(model: BaseChatModel, tools: Sequence[BaseTool], system: str) -> RunnableLambda[MessagesState, Update]:
+    """The node in which the model speaks."""
+    bound = model.bind_tools(tools) if tools else model
 
+    def speak(state: MessagesState) -> Update:
+        return {"messages": [transcript(list(bound.stream(_prompt(system, state))))]}
 
-async def reject(state: MessagesState) -> dict[str, list[ToolMessage]]:
-    """An error result for each call whose arguments cannot be read, so that the model can make it anew."""
-    last = state["messages"][-1]
-    assert isinstance(last, AIMessage)
-    said = "Error: the arguments of this call are not valid JSON. Call the tool again with arguments that are."
-    return {
-        "messages": [
-            ToolMessage(said, tool_call_id=call["id"] or "", name=call["name"] or "", status="error")
-            for call in last.invalid_tool_calls
-        ]
-    }
+    async def aspeak(state: MessagesState) -> Update:
+        return {"messages": [transcript([chunk async for chunk in bound.astream(_prompt(system, state))])]}
 
-
-def tool_failed(error: Exception) -> str:
-    """What the model is told of a tool's failure: the tool's own words where it wrote them for a reader."""
-    if isinstance(error, ToolException):
-        return f"Error: {error}"
-    if isinstance(error, OSError):
-        return f"Error: the tool failed ({type(error).__name__})."
-    return f"Error: {type(error).__name__}: {error}"
+    return RunnableLambda(speak, aspeak)
 
 
 def _prompt(system: str, state: MessagesState) -> list[Any]:
     return [SystemMessage(system), *state["messages"]]
+
+
+def _spoken(state: MessagesState) -> str:
+    """Where the model's message leads: to the judging of its calls, if it makes any."""
+    last = next(one for one in reversed(state["messages"]) if isinstance(one, AIMessage))
+    return "check" if last.tool_calls or last.invalid_tool_calls else END
+
+
+def _approved(state: MessagesState) -> str:
+    return "tools" if open_calls(state["messages"]) else "model"
+
+
+def _give_up(state: MessagesState) -> Update:
+    give_up(state["messages"])
+
+
+async def _agive_up(state: MessagesState) -> Update:
+    give_up(state["messages"])

@@ -24,6 +24,9 @@ def test_an_agent_of_ones_own_is_served_beside_the_built_in_ones() -> None:
         assert [one["name"] for one in httpx.get(f"{served.url}/agents").json()["agents"]] == [
             "chat",
             "assistant",
+            "approval",
+            "research",
+            "extract",
             "loud",
         ]
 

@@ -192,6 +192,30 @@ async def test_the_runs_of_a_killed_server_are_known_as_lost(
         assert answer.json()["text"] == "Here"
 
 
+async def test_a_server_killed_in_the_branches_of_a_run_answers_the_next_question_on_the_thread(
+    tmp_path: Path, provider: Simulator, client: httpx.AsyncClient, until: Until
+) -> None:
+    with process(tmp_path, provider) as server:
+        lost = await start(client, server, "research", 'Say "count to 3000" and "what is 6*7"', thread_id="t")
+        events = f"{server.url}/runs/{lost}/events"
+        told = await read(client, events, "tool.finished")
+        await read(client, events, "token", after=int(told[-1].id))
+        server.signal(signal.SIGKILL)
+        server.wait()
+    await until(lambda: all(one.ended is not None for one in provider.requests))
+    before = len(provider.requests)
+    with process(tmp_path, provider) as server:
+        assert (await client.get(f"{server.url}/runs/{lost}")).json()["reason"] == "server_lost"
+        again = await start(client, server, "research", 'Say "what is 2*3" and "what is 3*4"', thread_id="t")
+        text = (await client.get(f"{server.url}/runs/{again}/result", params={"wait": True})).json()["text"]
+        messages = (await client.get(f"{server.url}/threads/t")).json()["messages"]
+    assert "2*3 = 6" in text
+    assert "6*7" not in text
+    assert [one["type"] for one in messages] == ["human", "human", "ai"]
+    assert {one.status for one in provider.requests[before:]} == {200}
+    assert len(provider.requests) - before == 6  # the plan, two calls in each branch, the synthesis
+
+
 @pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize(("agent", "thread"), [("chat", None), ("assistant", None), ("assistant", "t")])
 async def test_a_paused_run_survives_a_restart(

@@ -5,6 +5,7 @@
 ``clock.py``              the time now in any time zone
 ``weather.py``            the weather now at a place, from Open-Meteo, with no key
 ``search_documents.py``   full-text search over a folder of documents
+``send_email.py``         an e-mail, put into a Maildir; a person approves it first
 ========================  ===========================================================================
 
 Every file has the same shape: ``build_<tool>(…) -> BaseTool`` takes what the tool needs (a clock, an address, a

@@ -1,14 +1,15 @@
 """A run's tool calls: from the pieces in which a model writes them to their results.
 
 Pieces are kept by (message, index), never by "the current call", so that parallel calls may interleave as they like.
-A call keeps the provider's id; where that is left out or comes again, ``message_id:number`` makes it unique, which is
-how our own graphs name such a call too. Which call a tool's run answers is told by that id, by the namespace where the
-provider's id is another branch's as well, and last by the tool's name and arguments.
+A call keeps the provider's id; where that is left out or comes again it is known by its place in its message
+(``own_id``), which is how our own graphs name such a call too. Which call a tool's run answers is told by that id, by
+its name and arguments where the id is another's as well, and last by the namespace.
 
 What it promises of the order is in ``events.grammar``. Nothing awaits.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -41,6 +42,14 @@ class _Tool:
     def means(self, name: str, args: Any) -> bool:
         """Whether the model has called this tool with these arguments."""
         return self.name == name and self.call is not None and _partial("".join(self.call.args)) == args
+
+
+def own_id(message_id: str, number: int) -> str:
+    """The id of a call that has none of its own, by its place in its message, from 0.
+
+    As every provider takes it back: OpenAI no more than 40 characters, Anthropic none but these.
+    """
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", f"{message_id}-{number}")[-40:]
 
 
 class Calls:
@@ -104,7 +113,7 @@ class Calls:
     def rename(self, message: Message, message_id: str) -> None:
         """The graph knows the message by another id than its first chunk had."""
         for call in message.calls:
-            self._given.setdefault(f"{message_id}:{call.number}", []).append(call.call_id)
+            self._given.setdefault(own_id(message_id, call.number), []).append(call.call_id)
 
     def of(self, message: Message, piece: Mapping[str, Any]) -> Call:
         """The call a piece belongs to: that of its index, else of its id, else the last one."""
@@ -133,12 +142,12 @@ class Calls:
 
     def _announce(self, message: Message, call: Call, ts: int) -> Iterator[Event]:
         """``tool.pending``: from here on the call's id is fixed, and unique within the run."""
-        own = f"{message.message_id}:{call.number}"
+        own = own_id(message.message_id, call.number)
         call.call_id = self._unique(codec.text(call.given), own)
         node, namespace = message.place
         label = self._labels.get(call.name) or default_label(call.name)
         yield ToolPending(ts=ts, node=node, namespace=namespace, call_id=call.call_id, name=call.name, label=label)
-        for known in {call.given, own, f"{message.given}:{call.number}"}:
+        for known in {call.given, own, own_id(message.given, call.number)}:
             self._given.setdefault(known, []).append(call.call_id)
         call.pending = True
         self._open[call.call_id] = _Tool(call.name, message.place, call)

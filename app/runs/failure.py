@@ -87,6 +87,10 @@ def _provider(error: BaseException, *, streamed: bool) -> Failure | None:
         )
     if names & _CONNECTING:
         return Failure("provider_error", "The model provider cannot be reached.", True)
+    if "LengthFinishReasonError" in names:
+        return Failure("answer_cut", "The model's answer reached its token limit before it was complete.", False)
+    if "ContentFilterFinishReasonError" in names:
+        return Failure("content_filtered", "The model provider withheld the answer: its content filter.", False)
     if "APIError" in names:
         return Failure("provider_error", "The model provider reported an error in the middle of the answer.", True)
     return None

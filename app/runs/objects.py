@@ -7,7 +7,7 @@ schema is a union, a value is shown that one of its branches admits: whether the
 The fields alone, set at their paths in the order in which they come, make the object: one for each number, text,
 boolean and null, wherever it stands, and one for each empty list or object. A value, once shown, stays.
 
-Clients may send schemas: so no reference is ever fetched, and patterns run in an engine without backtracking.
+Clients may send schemas: so no reference is ever fetched, and a pattern that searches for long is not met.
 Nothing here awaits or raises for what a model writes.
 """
 
@@ -50,6 +50,10 @@ def parsed(text: str) -> Any:
         return from_json(_UNFINISHED.sub(r"\1", text), allow_partial="trailing-strings")
     except ValueError:
         return None
+
+
+_PATTERNS = jsonschema_rs.FancyRegexOptions(backtrack_limit=10_000, size_limit=1 << 20)
+"""Without look-around a pattern takes time linear in the text; with it, no more than so many steps."""
 
 
 class Form(NamedTuple):
@@ -183,7 +187,7 @@ class Shape:
             return jsonschema_rs.validator_for(
                 {"$ref": f"{_ROOT}#{_quoted(place)}"},
                 registry=self._registry,
-                pattern_options=jsonschema_rs.RegexOptions(),
+                pattern_options=_PATTERNS,
                 offline=True,
             )
         except Exception:  # noqa: BLE001 - a schema that we cannot read keeps nothing from being shown

@@ -245,9 +245,9 @@ class Translator:
         yield self._started(message, ts)
         self._models[message.message_id] = message
         yield from self._content(message, output.content, ts)
-        for index, call in enumerate(output.tool_calls):
-            args = orjson.dumps(codec.plain(call["args"])).decode()
-            yield from self._piece(message, {**call, "args": args, "index": index}, ts)
+        read = [{**call, "args": orjson.dumps(codec.plain(call["args"])).decode()} for call in output.tool_calls]
+        for index, call in enumerate([*read, *output.invalid_tool_calls]):
+            yield from self._piece(message, {**call, "index": index}, ts)
         yield from self._finish_message(message, ts)
         del self._models[message.message_id]
 

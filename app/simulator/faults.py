@@ -21,7 +21,7 @@ import orjson
 
 from app.simulator import prose
 from app.simulator.request import Message, Refused
-from app.simulator.script import Call, Reply, call_number
+from app.simulator.script import Call, Reply, call_number, turn
 from app.simulator.wire import FRAGMENT, STREAM, Act, Frames, Pause, Reset, Send, Stall, Start, frame, refusal
 
 BAD_JSON = ("trailing_comma", "mismatched", "cut_string", "wrong_type", "empty")
@@ -57,7 +57,9 @@ class Directives:
     error_after: int | None = None  # then an error frame
     fail_times: int | None = None  # only so many attempts at one conversation fail, the next one is sound
     # the content is wrong
-    bad_json: str | None = None  # one of BAD_JSON: the arguments of tool calls
+    bad_json: str | None = None  # one of BAD_JSON: the arguments of tool calls, and documents
+    bad_call: int | None = None  # of tool calls, only those of this one, from 1
+    twice_named: bool = False  # the name of each tool that is called is said twice
     unknown_tool: bool = False  # also call a tool that was not offered
     dup_ids: bool = False  # all tool calls have one id
     no_ids: bool = False  # tool calls have no id
@@ -124,7 +126,7 @@ def without_directives(text: str) -> str:
 def read(model: str, header: str, messages: Sequence[Message]) -> Directives:
     """What this model call was told, by all three ways; raises ``Refused``."""
     call = call_number(messages)
-    last = next((message.text for message in reversed(messages) if message.role == "user"), "")
+    last, _ = turn(messages)
     told: dict[str, Any] = {}
     for text, default in [
         (model_name(model)[1], "all"),
@@ -198,8 +200,10 @@ def _bad(key: str, value: str, wanted: str) -> Refused:
 
 _READERS: dict[str, Callable[[str, str], Any]] = {
     **dict.fromkeys(("burst", "hang_up", "unknown_tool", "dup_ids", "no_ids", "no_usage", "wrong_usage"), _flag),
-    **dict.fromkeys(("lump", "byte_by_byte", "split_lines"), _flag),
-    **dict.fromkeys(("tokens", "paragraphs", "overlap", "reasoning", "fail_times", "cut_utf8", "empty_chunks"), _whole),
+    **dict.fromkeys(("twice_named", "lump", "byte_by_byte", "split_lines"), _flag),
+    **dict.fromkeys(
+        ("tokens", "paragraphs", "overlap", "reasoning", "bad_call", "fail_times", "cut_utf8", "empty_chunks"), _whole
+    ),
     **dict.fromkeys(("stall_after", "drop_after", "close_after", "error_after"), _whole),
     **dict.fromkeys(("tokens_per_second", "first_token_s", "headers_s", "retry_after"), _decimal),
     "status": _status,
@@ -222,11 +226,18 @@ def reshape(reply: Reply, told: Directives) -> Reply:
         reply = Reply(text=prose.paragraphs(told.paragraphs))
     if told.cut_utf8 is not None and reply.text.isascii() and not reply.calls:
         reply = Reply(text=f"{reply.text} 🌾")  # something to cut
+    if told.bad_json and reply.document:
+        reply = Reply(text=_broken(reply.text, told.bad_json))
     calls = list(reply.calls)
     if told.unknown_tool:
         calls.append(Call(f"call_{'0' * 24}", "no_such_tool", '{"reason":"told to"}'))
     if told.bad_json:
-        calls = [Call(call.id, call.name, _broken(call.arguments, told.bad_json)) for call in calls]
+        calls = [
+            Call(call.id, call.name, _broken(call.arguments, told.bad_json)) if told.bad_call in (None, at) else call
+            for at, call in enumerate(calls, start=1)
+        ]
+    if told.twice_named:
+        calls = [Call(call.id, 2 * call.name, call.arguments) for call in calls]
     if told.dup_ids or told.no_ids:
         calls = [Call(None if told.no_ids else calls[0].id, call.name, call.arguments) for call in calls]
     return Reply(text="" if calls else reply.text, calls=tuple(calls))

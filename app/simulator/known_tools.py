@@ -1,7 +1,8 @@
-"""How people ask for the tools that Millrace brings: ``calculator``, ``clock``, ``weather``, ``search_documents``.
+"""How people ask for Millrace's tools: ``calculator``, ``clock``, ``weather``, ``search_documents``, ``send_email``.
 
 Each recogniser takes one part of a question and the whole of it, and returns what the tool is to be asked, once a
-call: expressions, places, queries. An empty list means that the part does not ask for the tool.
+call: expressions, places, queries. An empty list means that the part does not ask for the tool. An e-mail is asked for
+with several arguments; it is recognised apart from the others.
 """
 
 import re
@@ -118,6 +119,24 @@ def _search(part: str, _question: str) -> list[str]:
         r"^\W*(?:\b(?:for|about|on|how|to|that)\b\s*)+|[\s?.!,]+$", "", _SEARCH_WORDS.sub(" ", part).strip(" ,:")
     )
     return [re.sub(r"\s+", " ", query).strip(' "“”') or part]
+
+
+_EMAIL = re.compile(
+    r"(?i)(?:^|\b(?:please|and|then|can you|could you)\s+)(?:send\s+(?:an?\s+)?)?(?:e-?mail|mail|message|write)"
+    r"(?:\s+(?:an?\s+)?(?:e-?mail|message))?(?:\s+to)?\s+(?P<to>[^\s@,;<>]{1,64}@[^\s@,;<>]{1,190}[^\s@,;<>.:])"
+    r"(?:\s+(?:that|to say that|saying(?: that)?|about)\s+|\s*:\s*)(?P<said>\S.*)"
+)
+
+
+def email(part: str) -> dict[str, str]:
+    """``{to, subject, body}`` of the e-mail that the part asks for: "e-mail ada@example.com that …"; empty for none."""
+    match = _EMAIL.search(part)
+    if match is None:
+        return {}
+    said = match["said"].strip(' "“”')
+    said = said[:1].upper() + said[1:]
+    subject = said if len(said) <= 60 else f"{said[:60].rsplit(' ', 1)[0]} …"
+    return {"to": match["to"], "subject": subject, "body": said if said[-1:] in ".!?" else f"{said}."}
 
 
 def _titled(place: str) -> str:

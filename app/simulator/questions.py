@@ -1,8 +1,8 @@
 """Which tools a question asks for: cuts it into its parts and finds, for each part, the tools offered that fit.
 
-``calculator``, ``clock``, ``weather`` and ``search_documents`` are known by name and by the way people ask for them;
-any other tool fits a part that uses words of its name or description, and gets its arguments from its JSON schema.
-One part may want several tools, and one tool may be wanted by several parts.
+``calculator``, ``clock``, ``weather``, ``search_documents`` and ``send_email`` are known by name and by the way people
+ask for them; any other tool fits a part that uses words of its name or description, and gets its arguments from its
+JSON schema. One part may want several tools, and one tool may be wanted by several parts.
 
 Pure and deterministic. Never guesses a place that the question does not name.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.simulator.known_tools import EXPLICIT_SEARCH, KNOWN
+from app.simulator.known_tools import EXPLICIT_SEARCH, KNOWN, email
 from app.simulator.request import Function
 from app.simulator.schema import Filler
 from app.simulator.zones import zone_of
@@ -54,6 +54,14 @@ def wanted(question: str, tools: Sequence[Function], *, earlier: str = "") -> li
             found = found[: len(found) - len(calls)]
         found += calls
     return _without_repeats(found)
+
+
+def parts(question: str) -> list[str]:
+    """The questions that a question consists of, each as one of its own; two at least, for whoever makes a plan."""
+    found = [part.text[:1].upper() + part.text[1:] for part in _parts(_normal(question))]
+    if len(found) == 1:
+        found.append(f"What do the docs say about {found[0].rstrip('?.')}")
+    return [one if one[-1:] in "?!." else f"{one}?" for one in found]
 
 
 def _normal(question: str) -> str:
@@ -146,11 +154,14 @@ _COUNTRIES = {*_COUNTRY_WORDS.split(), "new zealand", "south africa", "south kor
 
 
 def _fitting(part: str, question: str, tools: Sequence[Function]) -> list[Wanted]:
+    mail = next((tool for tool in tools if tool.name == "send_email"), None)
+    if mail is not None and (given := email(part)):  # "e-mail ada@example.com that it rains" does not want the weather
+        return [Wanted(mail.name, arguments(mail, part, everything=False, given=given))]
     known = [tool for tool in tools if tool.name in KNOWN]
     if searches := [tool for tool in known if tool.name == "search_documents" and EXPLICIT_SEARCH.search(part)]:
         known = searches  # "search the docs for weather" does not want the weather
     found = [call for tool in known for call in _known_calls(tool, part, question)]
-    own = [tool for tool in tools if tool.name not in KNOWN]
+    own = [tool for tool in tools if tool.name not in KNOWN and tool is not mail]
     return found or [Wanted(tool.name, arguments(tool, part, everything=False)) for tool in _best(part, own)]
 
 

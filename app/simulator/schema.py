@@ -1,15 +1,15 @@
 """A value that fits a JSON schema, filled from a text: how the simulated model writes arguments and documents.
 
-Names and quoted phrases of the text go to strings, its numbers to numbers, in order; what the text does not say gets
-a plain placeholder. Follows ``$ref``, ``allOf``, ``anyOf`` (the first branch that is not null), enums, constants,
-bounds, nested objects and arrays. The same schema and text give the same value.
+What the text gives under a property's name ("Street: 5 Mill Lane", "net 49.60") goes to that property. Else names and
+quoted phrases of the text go to strings, its numbers to numbers, its dates and addresses to where such are wanted, in
+order; what the text does not say gets a plain placeholder. Follows ``$ref``, ``allOf``, ``anyOf`` (the first branch
+that is not null), enums, constants, bounds, nested objects and arrays. The same schema and text give the same value.
 
 Never searches: a ``pattern`` that neither the text nor a short list of usual shapes meets stays unmet.
 """
 
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 Schema = dict[str, Any]
@@ -31,6 +31,19 @@ _OPENING_WORDS = (
 )
 _OPENERS = frozenset(_OPENING_WORDS.split())
 _IDENTIFIER = re.compile(r"(?:^|_)(?:id|number|no|code|key|ref)$|Id$")
+
+_WRITTEN = {
+    "date": re.compile(r"\b\d{4}-\d\d-\d\d\b(?!T\d)"),
+    "date-time": re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)"),
+    "email": re.compile(r"\b[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[a-z]{2,24}\b"),
+    "uri": re.compile(r"\bhttps?://[^\s<>\"]{1,500}[^\s<>\".,;)]"),
+}
+_PHONE = re.compile(r"\+\d[\d ()-]{5,20}\d")
+_CALLED = r"(?i)(?<!\w){name}\s*[:=]\s*(?:\"([^\"\n]+)\"|([^\s,;\n\"](?:[^,;\n.]|\.(?!\s|$))*))"
+_COUNTED = r"(?i)(?<!\w){name}\s*[:=]?\s*[€$£]?\s*(-?\d+(?:,\d{{3}})*(?:\.\d+)?)(?![\w-])"
+
+_SENTENCE = re.compile(r"\s*[^\n]{1,300}?(?:[.!?](?=\s|$)|(?=\n)|$)")
+_WORDS = frozenset(("type", "enum", "const", "format", "pattern", "minLength", "maxLength"))
 
 _FORMATS = {
     "date": "2026-01-15",
@@ -64,7 +77,24 @@ _USUAL = (
 
 def numbers(text: str) -> list[float]:
     """The numbers that stand in the text, in order."""
-    return [float(found.replace(",", "")) for found in _NUMBER.findall(text)]
+    return [_number(found) for found in _NUMBER.findall(text)]
+
+
+def _number(written: str) -> float:
+    return float(written.replace(",", ""))
+
+
+def _without_written(text: str) -> str:
+    """The text with dates, addresses and telephone numbers blanked out: their digits are no numbers."""
+    for written in (*_WRITTEN.values(), _PHONE):
+        text = written.sub(lambda match: " " * len(match.group()), text)
+    return text
+
+
+def _spelt(name: str) -> str:
+    """The words of ``unit_price`` and ``unitPrice``, as a pattern."""
+    words = re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name))
+    return r"[\s_-]*".join(map(re.escape, words)) or r"(?!)"
 
 
 def phrases(text: str) -> list[str]:
@@ -92,14 +122,16 @@ class Filler:
 
     def __init__(self, text: str, *, text_for_strings: str | None = None, everything: bool = True) -> None:
         self._text = text
-        self._numbers: Iterator[float] = iter(numbers(text))
-        self._spare = [f"{number:g}" for number in numbers(text)]
-        self._phrases: Iterator[str] = iter(phrases(text))
+        plain = _without_written(text)
+        self._numbers = [(match.start(), _number(match.group())) for match in _NUMBER.finditer(plain)]
+        self._spare = [f"{number:g}" for _, number in self._numbers]
+        self._phrases = phrases(text)
+        self._written = {kind: written.findall(text) for kind, written in _WRITTEN.items()}
         self._text_for_strings = text_for_strings
         self._everything = everything
         self._root: Schema = {}
         self._made = 0
-        self._taken: set[int] = set()  # where in the text the options stand that were chosen
+        self._taken: set[int] = set()  # where in the text the options stand that were chosen, and what has a name
 
     def fill(self, schema: Schema, given: dict[str, Any] | None = None) -> Any:
         """A value for ``schema``; ``given`` decides properties of the outermost object beforehand."""
@@ -107,7 +139,18 @@ class Filler:
         outer = self._resolve(schema)
         if given is None and not _is_object(outer):
             return self._value(outer, "value", 0)
-        return self._object(outer, 0, given or {})
+        return self._object(outer, 0, {**self._about(outer), **(given or {})})
+
+    def _about(self, outer: Schema) -> dict[str, str]:
+        """What is said of the text as a whole, where its summary is wanted: the words it begins with."""
+        properties: dict[str, Any] = outer.get("properties") or {}
+        sentence = _SENTENCE.match(self._text)
+        if "summary" not in properties or sentence is None:
+            return {}
+        said = sentence.group().strip()
+        about = {"title": " ".join(said.split()[:8]).rstrip(".:,;"), "summary": said, "language": "en"}
+        plain = {name: self._resolve(properties.get(name, False)) for name in about}
+        return {name: about[name] for name, schema in plain.items() if schema.keys() & _WORDS == {"type"}}
 
     def _resolve(self, schema: Any, fuel: int = 32) -> Schema:
         """The schema behind ``$ref``, ``allOf`` and the unions; ``True`` and unknown targets allow anything."""
@@ -142,9 +185,9 @@ class Filler:
             case "array":
                 return self._array(schema, name, depth)
             case "integer":
-                return self._number(schema, whole=True)
+                return self._number(schema, name, whole=True)
             case "number":
-                return self._number(schema, whole=False)
+                return self._number(schema, name, whole=False)
             case "boolean":
                 return True
             case "null":
@@ -200,24 +243,43 @@ class Filler:
         items = [self._value(item, _singular(name), depth + 1) for _ in range(length - len(leading))]
         return leading + (_distinct(items, least) if schema.get("uniqueItems") else items)
 
-    def _number(self, schema: Schema, *, whole: bool) -> float | int:
+    def _called(self, name: str, pattern: str) -> str | None:
+        """What the text gives under the property's name, each once; nothing else gets it then."""
+        for match in re.finditer(pattern.format(name=_spelt(name)), self._text):
+            if match.start() not in self._taken:
+                self._taken.add(match.start())
+                value = next(group for group in match.groups() if group is not None).strip()
+                self._phrases = [phrase for phrase in self._phrases if phrase not in value]
+                self._numbers = [one for one in self._numbers if not match.start() <= one[0] < match.end()]
+                return value
+        return None
+
+    def _number(self, schema: Schema, name: str, *, whole: bool) -> float | int:
         low, high = _bounds(schema, whole=whole)
         step = schema.get("multipleOf")
-        value = next(self._numbers, 1.0 if whole else 1.5)
+        if (called := self._called(name, _COUNTED)) is not None:
+            value = _number(called)
+        else:
+            value = self._numbers.pop(0)[1] if self._numbers else 1.0 if whole else 1.5
         value = min(max(value, low), high)
         if step:
             value = -(-low // step) * step if (value // step) * step < low else (value // step) * step
         return int(value) if whole else value
 
     def _string(self, schema: Schema, name: str) -> str:
-        if (fixed := _FORMATS.get(str(schema.get("format")))) is not None:
-            return fixed
+        if (fixed := _FORMATS.get(kind := str(schema.get("format")))) is not None:
+            return self._written[kind].pop(0) if self._written.get(kind) else fixed
         if pattern := schema.get("pattern"):
             return self._matching(str(pattern))
-        text = self._spare.pop(0) if self._spare and _IDENTIFIER.search(name) else next(self._phrases, None)
+        text = self._called(name, _CALLED) or self._pointed_at(name)
         text = text or self._text_for_strings or f"simulated {name}"
         padded = text.ljust(int(schema.get("minLength", 0)), ".")
         return padded[: int(schema.get("maxLength", len(padded)))]
+
+    def _pointed_at(self, name: str) -> str | None:
+        if self._spare and _IDENTIFIER.search(name):
+            return self._spare.pop(0)
+        return self._phrases.pop(0) if self._phrases else None
 
     def _matching(self, pattern: str) -> str:
         candidates = [*phrases(self._text), *self._spare, *_USUAL, *_FORMATS.values()]

@@ -1,8 +1,10 @@
 """What the simulated model says: a function of the conversation and the tools offered, and of nothing else.
 
 - A question whose parts fit tools that were offered: ask for them, all at once unless the client wants one at a time.
-- Their results are there: answer from them, in the order of the calls, and name the failures. Never ask again.
-- A document is wanted (``response_format``): one that is valid for its schema.
+- Their results are there: make those calls again that an error asks to make again, and no other.
+- Then answer from them, in the order of the calls, and name the failures.
+- A document is wanted (``response_format``): one that is valid for its schema; in JSON mode that stands in the words.
+- An answer of this turn was refused ("Your answer is not valid: …"): the same turn, once more.
 - Else a text: of the length asked for, from what the conversation says, or a plain word that all this is simulated.
 - The conversation ends with words of the answer itself: the same answer as without them, from there on.
 
@@ -10,17 +12,19 @@ Pure: the same request gets the same reply, down to the ids of its calls.
 """
 
 import hashlib
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import orjson
 
 from app.simulator import prose, tokens
 from app.simulator.known_tools import KNOWN
-from app.simulator.questions import Wanted, arguments, wanted
+from app.simulator.questions import Wanted, arguments, parts, wanted
 from app.simulator.request import ChatRequest, Function, Message, ToolCall
 from app.simulator.schema import Filler
 
@@ -36,10 +40,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The whole answer: a text, or tool calls."""
+    """The whole answer: a text, which may be a JSON ``document``, or tool calls."""
 
     text: str = ""
     calls: tuple[Call, ...] = ()
+    document: bool = False
 
 
 def digest(request: ChatRequest) -> str:
@@ -49,8 +54,12 @@ def digest(request: ChatRequest) -> str:
 
 
 def turn(messages: Sequence[Message]) -> tuple[str, Sequence[Message]]:
-    """The last user message's text and the messages after it; with no user message, an empty text and all of them."""
-    last = max((at for at, message in enumerate(messages) if message.role == "user"), default=None)
+    """The last user message's text and the messages after it; with no user message, an empty text and all of them.
+
+    One that sends an answer back to be corrected begins no turn of its own.
+    """
+    users = [at for at, message in enumerate(messages) if message.role == "user"]
+    last = max((at for at in users if not _CORRECTING.match(messages[at].text)), default=users[-1] if users else None)
     return ("", messages) if last is None else (messages[last].text, messages[last + 1 :])
 
 
@@ -84,7 +93,7 @@ def reply(request: ChatRequest) -> Reply:
     if calls := _calls(request, question, since):
         return Reply(calls=_numbered(calls, digest(request)))
     if (document := _document(request)) is not None:
-        return Reply(text=document)
+        return Reply(text=document, document=True)
     asked = [call for message in since for call in message.tool_calls or ()]
     if asked:
         return Reply(text=_from_results(asked, [message for message in since if message.role == "tool"]))
@@ -100,6 +109,8 @@ def interrupted(request: ChatRequest) -> str:
 
 # -- asking for tools -------------------------------------------------------------------------------------------------
 
+_AGAIN = re.compile(r"(?is)\s*error\b.*\bcall\b.{1,80}\bagain\b")
+
 
 def _calls(request: ChatRequest, question: str, since: Sequence[Message]) -> list[Wanted]:
     if request.named_tool is not None:
@@ -109,24 +120,41 @@ def _calls(request: ChatRequest, question: str, since: Sequence[Message]) -> lis
         return []
     asked = Counter(call.function.name for message in since for call in message.tool_calls or ())
     one_at_a_time = request.parallel_tool_calls is False
-    if not asked or one_at_a_time:
-        earlier = [message.text for message in request.messages if message.role == "user"][-2:-1]
-        calls = _not_yet_asked(wanted(question, request.functions, earlier="".join(earlier)), asked)
-        if calls:
-            return calls[:1] if one_at_a_time else calls
+    earlier = [message.text for message in request.messages if message.role == "user"][-2:-1]
+    if calls := _due(wanted(question, request.functions, earlier="".join(earlier)), since, one_at_a_time=one_at_a_time):
+        return calls[:1] if one_at_a_time else calls
     return [_insisted(_fresh(request.functions, asked), request)] if request.tool_choice == "required" else []
 
 
-def _not_yet_asked(calls: list[Wanted], asked: Counter[str]) -> list[Wanted]:
-    """Counted by name, not by arguments: those may have come back broken, and asking again would never end."""
-    left = asked.copy()
-    remaining = []
-    for call in calls:
-        if left[call.name] > 0:
-            left[call.name] -= 1
-        else:
-            remaining.append(call)
-    return remaining
+def _due(calls: list[Wanted], since: Sequence[Message], *, one_at_a_time: bool) -> list[Wanted]:
+    """The calls that are still to be made: not made yet, or made in vain.
+
+    Known by their arguments, or where those have come back broken by their names and order.
+    """
+    results = {message.tool_call_id: message.text for message in since if message.role == "tool"}
+    for message in since:
+        again, left = [], list(calls)
+        for made in message.tool_calls or ():
+            meant = _meant(made, left)
+            if meant is not None:
+                left.remove(meant)
+                again += [meant] if _AGAIN.match(results.get(made.id, "")) else []
+        if message.tool_calls:
+            calls = again + left if one_at_a_time else again
+    return calls
+
+
+def _meant(made: ToolCall, calls: Sequence[Wanted]) -> Wanted | None:
+    alike = [call for call in calls if call.name == made.function.name]
+    exact = [call for call in alike if orjson.dumps(call.arguments) == _compact(made.function.arguments)]
+    return next(iter(exact or alike), None)
+
+
+def _compact(arguments: str) -> bytes:
+    try:
+        return orjson.dumps(orjson.loads(arguments))
+    except orjson.JSONDecodeError:
+        return b""
 
 
 def _fresh(tools: Sequence[Function], asked: Counter[str]) -> Function:
@@ -153,19 +181,49 @@ def _numbered(calls: Sequence[Wanted], conversation: str) -> tuple[Call, ...]:
 def _document(request: ChatRequest) -> str | None:
     match request.response_format:
         case {"type": "json_schema", "json_schema": {"schema": schema}}:
-            return orjson.dumps(Filler(_material(request)).fill(schema)).decode()
+            return orjson.dumps(_filled(schema, request)).decode()
         case {"type": "json_object"}:
+            if (schema := _told_schema(request.messages)) is not None:
+                return orjson.dumps(_filled(schema, request)).decode()
             question, _ = turn(request.messages)
             return orjson.dumps({"simulated": True, "question": question, "answer": prose.words(12)}).decode()
+    return None
+
+
+def _filled(schema: dict[str, object], request: ChatRequest) -> object:
+    """A document of the schema; a plan, whose ``questions`` are asked for, has those that the question consists of."""
+    properties = schema.get("properties")
+    plan = properties.get("questions") if isinstance(properties, dict) else None
+    given: dict[str, Any] | None = None
+    if isinstance(plan, dict) and plan.get("items") == {"type": "string"}:
+        asked, _ = turn(request.messages)
+        given = {"questions": parts(asked)[: plan.get("maxItems", 5)]}
+    return Filler(_material(request)).fill(schema, given)
+
+
+def _told_schema(messages: Sequence[Message]) -> dict[str, object] | None:
+    """The JSON schema that stands in the words of the instructions: JSON mode knows no other way to tell one."""
+    text = next((one.text for one in messages if one.role in ("system", "developer")), "")
+    for match in _OBJECT.finditer(text):
+        try:
+            found, _ = _JSON.raw_decode(text, match.start())
+        except (ValueError, RecursionError):
+            continue
+        return found if isinstance(found, dict) and "properties" in found else None
     return None
 
 
 def _material(request: ChatRequest) -> str:
     """What a document is filled from: what the tools found, then the question."""
     question, since = turn(request.messages)
-    results = "\n".join(message.text for message in since if message.role == "tool")
+    found = [message.text for message in since if message.role == "tool"]
+    results = "\n".join(text for text in found if not _FAILED.match(text))
     return f"{results[:20_000]}\n{question[:20_000]}".strip()
 
+
+_OBJECT = re.compile(r"\{(?=\s*\")")
+_JSON = json.JSONDecoder()
+_CORRECTING = re.compile(r"(?i)\s*your (?:last |previous )?(?:answer|reply|output) (?:is|was) (?:not valid|invalid)\b")
 
 # -- answering from results -------------------------------------------------------------------------------------------
 
@@ -180,7 +238,9 @@ def _from_results(asked: Sequence[ToolCall], results: Sequence[Message]) -> str:
     waiting: defaultdict[str | None, list[str]] = defaultdict(list)
     for result in results:
         waiting[result.tool_call_id].append(result.text)
-    sentences = [_sentence(call, waiting[call.id].pop(0)) for call in asked if waiting[call.id]]
+    told = [(call, waiting[call.id].pop(0)) for call in asked if waiting[call.id]]
+    made = [(call, result) for call, result in told if not _AGAIN.match(result)]  # the others were made again
+    sentences = [_sentence(call, result) for call, result in made or told]
     if len(sentences) == 1:
         return sentences[0]
     return "Here is what I found:\n\n" + "\n".join(f"- {sentence}" for sentence in sentences)
@@ -288,7 +348,24 @@ def _with_messages(request: ChatRequest, messages: Sequence[Message]) -> ChatReq
 
 def _text(question: str, request: ChatRequest) -> str:
     question = question[:_READ]
-    return _of_length(question) or _remembered(question, request.messages) or _plainly(question, request)
+    return (
+        _from_findings(question)
+        or _of_length(question)
+        or _remembered(question, request.messages)
+        or _plainly(question, request)
+    )
+
+
+_FINDING = re.compile(r"(?ms)^## \d+\. (.+?)\n\n(.*?)\s*(?=^## \d+\. |\Z)")
+
+
+def _from_findings(text: str) -> str | None:
+    """What others have found, "## 1. question" and so on, as one answer."""
+    if not text.startswith("## 1. "):
+        return None
+    return "Here is what was found:\n\n" + "\n".join(
+        f"- **{asked}** {_plain(found)}" for asked, found in _FINDING.findall(text)
+    )
 
 
 def _of_length(question: str) -> str | None:

@@ -5,13 +5,20 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, HumanMessage, ToolMessage
+from langchain_core.messages.tool import invalid_tool_call
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, ToolException, tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
 from openai import DefaultAsyncHttpxClient
+from scripted import Scripted, words
 
 from app.simulator.server import Simulator
 from chains.assistant import build_assistant
+from chains.checking import InvalidToolArgs
 from chains.models import build_model
+from chains.toolnode import ToolLimits
 
 
 @pytest.fixture(scope="module")
@@ -74,26 +81,85 @@ async def test_a_tool_that_fails_has_a_result_too_and_takes_no_other_with_it(mod
     assert "closed" in messages[-1].text
 
 
-async def test_arguments_that_are_no_json_are_answered_and_the_model_goes_on(model: BaseChatModel) -> None:
-    @tool
-    def lookup(subject: str) -> str:
-        """Look up a subject."""
-        return subject
+@tool
+def lookup(subject: str) -> str:
+    """Look up a subject."""
+    return f"{subject} was found"
 
+
+def results(messages: list[AnyMessage]) -> list[str]:
+    return [one.status for one in messages if isinstance(one, ToolMessage)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("bad_json=mismatched", ["success"]),
+        ("bad_json=trailing_comma", ["success"]),
+        ("bad_json=cut_string", ["error", "success"]),
+        ("bad_json=wrong_type", ["error", "success"]),
+        ("bad_json=empty", ["error", "success"]),
+        ("twice_named=1", ["success"]),
+        ("no_ids=1", ["success"]),
+    ],
+)
+async def test_a_broken_call_is_mended_or_made_again(model: BaseChatModel, fault: str, expected: list[str]) -> None:
     graph = build_assistant(model, [lookup])
-    question = "[[bad_json=mismatched]] Look up the subject Ada"
-    messages = (await graph.ainvoke({"messages": [HumanMessage(question)]}))["messages"]
-    (result,) = [one for one in messages if isinstance(one, ToolMessage)]
-    assert result.status == "error"
-    assert "not valid JSON" in str(result.content)
-    assert messages[-1].text
+    messages = (await graph.ainvoke({"messages": [HumanMessage(f"[[{fault}]] Look up the subject Ada")]}))["messages"]
+    assert results(messages) == expected
+    assert "was found" in messages[-1].text
+
+
+async def test_a_call_that_is_broken_each_time_ends_by_the_named_error_and_its_conversation_is_sound(
+    model: BaseChatModel,
+) -> None:
+    graph = build_assistant(model, [lookup], limits=ToolLimits(attempts=2))
+    graph.checkpointer = InMemorySaver()
+    thread: RunnableConfig = {"configurable": {"thread_id": "t"}}
+    question = "[[bad_json=cut_string&call=all]] Look up the subject Ada"
+    with pytest.raises(InvalidToolArgs, match="lookup"):
+        await graph.ainvoke({"messages": [HumanMessage(question)]}, thread)
+    messages = (await graph.aget_state(thread)).values["messages"]
+    assert results(messages) == ["error"] * 3
+    assert not any(one.invalid_tool_calls for one in messages if isinstance(one, AIMessage))
+    after = await graph.ainvoke({"messages": [HumanMessage("Look up the subject Bo")]}, thread)
+    assert "Bo was found" in after["messages"][-1].text
+
+
+async def test_a_model_that_does_not_stream_is_judged_as_well() -> None:
+    calls = [invalid_tool_call(name="lookup", args='{"subject": "Ada",}', id="c1")]
+    turns = [[AIMessageChunk(content="", invalid_tool_calls=calls)], words("It was found.")]
+    model = Scripted(turns=turns, disable_streaming=True)
+    messages = (await build_assistant(model, [lookup]).ainvoke({"messages": [HumanMessage("Ada?")]}))["messages"]
+    assert [one.text for one in messages] == ["Ada?", "", "Ada was found", "It was found."]
+
+
+def test_a_person_is_asked_only_where_a_tool_needs_it(provider: Simulator) -> None:
+    model = build_model("openai:simulated", base_url=provider.base_url)
+    marked = lookup.model_copy(update={"metadata": {"needs_approval": True}})
+    assert "approve" not in build_assistant(model, [lookup]).nodes
+    assert "approve" in build_assistant(model, [marked]).nodes
+
+
+async def test_nothing_is_asked_of_a_person_for_a_call_that_is_refused(model: BaseChatModel) -> None:
+    marked = lookup.model_copy(update={"metadata": {"needs_approval": True}})
+    graph = build_assistant(model, [marked])
+    graph.checkpointer = InMemorySaver()
+    thread: RunnableConfig = {"configurable": {"thread_id": "t"}}
+    question = "[[bad_json=cut_string]] Look up the subject Ada"
+    asked = await graph.ainvoke({"messages": [HumanMessage(question)]}, thread)
+    assert results(asked["messages"]) == ["error"]
+    (waiting,) = asked["__interrupt__"]
+    assert [one["args"] for one in waiting.value["action_requests"]] == [{"subject": "Ada"}]
+    messages = (await graph.ainvoke(Command(resume="approve"), thread))["messages"]
+    assert results(messages) == ["error", "success"]
 
 
 def test_it_can_be_called_without_a_loop(provider: Simulator) -> None:
-    @tool
-    def lookup(subject: str) -> str:
-        """Look up a subject."""
-        return f"{subject} was found"
-
     graph = build_assistant(build_model("openai:simulated", base_url=provider.base_url), [lookup])
     assert "was found" in graph.invoke({"messages": [HumanMessage("Look up the subject Ada")]})["messages"][-1].text
+    question = "[[bad_json=cut_string]] Look up the subject Ada"
+    messages = graph.invoke({"messages": [HumanMessage(question)]})["messages"]
+    assert results(messages) == ["error", "success"]
+    with pytest.raises(InvalidToolArgs):
+        graph.invoke({"messages": [HumanMessage("[[bad_json=cut_string&call=all]] Look up the subject Ada")]})

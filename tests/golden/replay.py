@@ -42,6 +42,7 @@ from typing_extensions import override
 from app.events import codec
 from app.events.event import Event
 from app.events.request import RunRequest
+from app.runs.calls import own_id
 
 TRACES = Path(__file__).parent
 
@@ -273,7 +274,7 @@ def _asks(model: BaseChatModel) -> Any:
 def _named(answer: AIMessage) -> AIMessage:
     """A call that a provider gave no id gets one, as in the built-in graphs: LangGraph runs no call without."""
     for number, call in enumerate(answer.tool_calls):
-        call["id"] = call["id"] or f"{answer.id}:{number}"
+        call["id"] = call["id"] or own_id(answer.id or "", number)
     return answer
 
 

@@ -13,7 +13,7 @@ from scripted import Gate, piece, say
 from telling import Told, asks, loop, model, row, told, without_model
 
 from app.events.event import Custom, ToolArgs, ToolFinished, ToolPending, ToolProgress, ToolStarted
-from app.runs.calls import MAX_TOOL_OUTPUT
+from app.runs.calls import MAX_TOOL_OUTPUT, own_id
 
 LABELS = {"get": "Getting…", "get_weather": "Looking up the weather…", "look_up": "Looking up…"}
 
@@ -74,7 +74,7 @@ def answers(*pieces: dict[str, Any], **renamed: str) -> Any:
         last = state["messages"][-1]
         assert isinstance(last, AIMessage)
         anew = [
-            {**call, "id": f"{last.id}:{number}" if call["id"] in (None, "", *renamed) else call["id"]}
+            {**call, "id": own_id(last.id or "", number) if call["id"] in (None, "", *renamed) else call["id"]}
             for number, call in enumerate(last.tool_calls)
         ]
         return {"messages": [last.model_copy(update={"tool_calls": anew})]}
@@ -89,7 +89,7 @@ async def test_a_call_without_an_id_is_known_by_its_message_and_number() -> None
         labels=LABELS,
     )
     pending = [one.call_id for one in run.all(ToolPending)]
-    assert pending == ["m1:0", "m1:1"]
+    assert pending == ["m1-0", "m1-1"]
     assert sorted(one.call_id for one in run.all(ToolStarted)) == pending
 
 

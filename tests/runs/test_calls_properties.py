@@ -36,6 +36,7 @@ from app.events.event import (
     Totals,
 )
 from app.events.grammar import Grammar
+from app.runs.calls import own_id
 from app.runs.scope import Scope
 from app.runs.translate import Translator
 from app.runs.usage import Meter
@@ -188,7 +189,7 @@ def branch(name: str, message: Message, *, renames: bool) -> Any:
         asked = []
         for place, number in enumerate(message.first_seen()):
             call, given = message.calls[number], message.given(number, name)
-            own = f"{chunks[0].id}:{place}"
+            own = own_id(chunks[0].id or "", place)
             call_id = own if not given or (renames and given in seen) else given
             seen.add(given)
             asked.append({"name": call.name, "args": call.args, "id": call_id})
@@ -292,7 +293,7 @@ def test_calls_are_told_as_they_are_meant_however_they_are_cut_and_interleaved(
         for place, call in enumerate(message.first_seen()):
             given = message.given(call, name)
             if not given or not (message.shared or message.common):  # then nothing is to be made unique
-                assert text_of(mine[given or f"{message_ids[name]}:{place}"]) == meant[place].text
+                assert text_of(mine[given or own_id(message_ids[name], place)]) == meant[place].text
 
 
 def check(told_of: list[Any]) -> None:

@@ -135,6 +135,16 @@ def test_calls_can_share_an_id_lack_it_or_name_no_tool() -> None:
     assert [call.name for call in reshape(Reply("text"), Directives(unknown_tool=True)).calls] == ["no_such_tool"]
 
 
+def test_one_call_alone_may_be_broken() -> None:
+    calls = reshape(CALLS, Directives(bad_json="empty", bad_call=2)).calls
+    assert [call.arguments for call in calls] == [CALLS.calls[0].arguments, ""]
+    assert reshape(CALLS, Directives(bad_json="empty", bad_call=3)) == CALLS
+
+
+def test_names_may_be_said_twice() -> None:
+    assert [call.name for call in reshape(CALLS, Directives(twice_named=True)).calls] == ["ff", "gg"]
+
+
 def test_the_answer_can_be_dictated() -> None:
     assert reshape(CALLS, Directives(say="Just this.")) == Reply("Just this.")
     request = parse(b'{"model":"m","messages":[{"role":"user","content":"x"}]}')
@@ -240,3 +250,24 @@ def test_empty_chunks_say_nothing_and_come_before_the_first_token() -> None:
 def test_wrong_usage_cannot_be_true() -> None:
     usage: dict[str, Any] = faults.wrong({"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7})
     assert usage["prompt_tokens"] + usage["completion_tokens"] != usage["total_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("trailing_comma", '{"a":"b",}'),
+        ("mismatched", '{"a":"b"]'),
+        ("cut_string", '{"a":"'),
+        ("wrong_type", '{"a":{"not":"a text"}}'),
+        ("empty", ""),
+    ],
+)
+def test_documents_are_broken_as_arguments_are_and_other_texts_are_not(kind: str, text: str) -> None:
+    assert reshape(Reply('{"a":"b"}', document=True), Directives(bad_json=kind)).text == text
+    assert reshape(Reply('{"a":"b"}'), Directives(bad_json=kind)).text == '{"a":"b"}'
+
+
+def test_an_answer_that_is_sent_back_is_the_next_call_of_its_turn() -> None:
+    again = [Message("assistant", "{"), Message("user", "Your answer is not valid:\n- not JSON")]
+    assert told("m", "", Message("user", "[[bad_json=empty]] Oslo"), *again).bad_json is None
+    assert told("m", "", Message("user", "[[bad_json=empty&call=all]] Oslo"), *again).bad_json == "empty"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.simulator.questions import wanted
+from app.simulator.questions import parts, wanted
 from app.simulator.request import Function
 
 
@@ -96,6 +96,39 @@ def test_tools_named_in_the_question_are_called_without_a_schema_too() -> None:
     assert [call.name for call in calls] == ["slow_a", "slow_b", "slow_c"]
 
 
+LETTERS = [
+    *TOOLS,
+    function("send_email", "Send an e-mail.", ("to", "subject", "body"), to=TEXT, subject=TEXT, body=TEXT),
+]
+
+
+@pytest.mark.parametrize(
+    ("question", "to", "body"),
+    [
+        ("Email ada@example.com that the build is green", ["ada@example.com"], ["The build is green."]),
+        ("Please e-mail ada@example.com: it rains in Oslo!", ["ada@example.com"], ["It rains in Oslo."]),
+        ("Send an email to ada@example.com saying hello", ["ada@example.com"], ["Hello."]),
+        (
+            "Write to ada@example.com about lunch and mail bob@example.org that she is late",
+            ["ada@example.com", "bob@example.org"],
+            ["Lunch.", "She is late."],
+        ),
+        ("What is the address of ada@example.com?", [], []),
+        ("Send Ada an e-mail", [], []),
+    ],
+)
+def test_a_letter_is_asked_for_with_whom_and_what(question: str, to: list[str], body: list[str]) -> None:
+    calls = [call.arguments for call in wanted(question, LETTERS) if call.name == "send_email"]
+    assert ([call["to"] for call in calls], [call["body"] for call in calls]) == (to, body)
+    assert [call["subject"] for call in calls] == [text.rstrip(".") for text in body]
+
+
+def test_the_subject_of_a_long_letter_is_short() -> None:
+    (call,) = wanted(f"Email ada@example.com that {'it is a long story ' * 20}", LETTERS)
+    assert len(call.arguments["subject"]) < 70
+    assert len(call.arguments["body"]) > 300
+
+
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=300))
 def test_any_text_is_understood_somehow(text: str) -> None:
     wanted(text, TOOLS, earlier=text)
@@ -108,3 +141,12 @@ def test_a_long_and_odd_question_is_read_quickly(piece: str) -> None:
     started = time.process_time()
     wanted(piece * 100_000, TOOLS)
     assert time.process_time() - started < 2
+
+
+def test_a_question_is_planned_as_the_questions_it_consists_of() -> None:
+    asked = "What do the docs say about cancel, what is 17*23, and what time is it in Tokyo?"
+    assert parts(asked) == ["What do the docs say about cancel?", "What is 17*23?", "What time is it in Tokyo?"]
+
+
+def test_a_plan_of_one_question_has_a_second_one() -> None:
+    assert parts("How do runs end?") == ["How do runs end?", "What do the docs say about How do runs end?"]

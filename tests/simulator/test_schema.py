@@ -2,6 +2,7 @@ from datetime import date
 from enum import Enum
 from typing import Annotated, Any, Literal
 
+import orders
 import pytest
 from pydantic import BaseModel, Field
 
@@ -117,3 +118,40 @@ def test_what_a_text_points_at() -> None:
         "New York",
         "Bob",
     ]
+
+
+def test_what_the_text_gives_under_a_name_goes_to_the_property_of_that_name() -> None:
+    assert Filler(orders.TEXT).fill(orders.SCHEMA) == orders.ORDER
+
+
+def test_a_name_is_a_whole_word_and_its_value_is_used_once() -> None:
+    text = {"type": "string"}
+    schema = {"type": "object", "properties": {"nickname": text, "name": text, "unitPrice": {"type": "number"}}}
+    filled = Filler("Name: Ada Lovelace; nickname: Countess, unit price $1,200.50. Bob has 7").fill(schema)
+    assert filled == {"nickname": "Countess", "name": "Ada Lovelace", "unitPrice": 1200.5}
+
+
+def test_digits_of_dates_addresses_and_telephones_are_no_numbers() -> None:
+    kinds = {
+        "on": {"format": "date"},
+        "mail": {"format": "email"},
+        "url": {"format": "uri"},
+        "count": {"type": "number"},
+    }
+    text = "On 2026-03-14 ada7@example.com rang +44 20 7946 0018 about https://example.com/9, 5 times."
+    assert Filler(text).fill({"type": "object", "properties": kinds}) == {
+        "on": "2026-03-14",
+        "mail": "ada7@example.com",
+        "url": "https://example.com/9",
+        "count": 5,
+    }
+
+
+def test_a_summary_is_the_words_that_the_text_begins_with() -> None:
+    text = {"type": "string"}
+    schema = {"type": "object", "properties": {"title": text, "summary": text, "name": text}}
+    assert Filler("Ada went to sea. Bob stayed.").fill(schema) == {
+        "title": "Ada went to sea",
+        "summary": "Ada went to sea.",
+        "name": "Ada",
+    }

@@ -80,6 +80,42 @@ def test_results_are_answered_in_the_order_of_the_calls_and_nothing_is_asked_aga
     ]
 
 
+AGAIN = "Error: these arguments do not fit the tool.\nCall it again with arguments that do."
+
+
+def test_what_an_error_asks_to_make_again_is_made_again_and_nothing_else() -> None:
+    first = reply(request(user(THREE), tools=TOOLS))
+    back = turn(first, "noon", AGAIN, "Error: the weather service cannot be reached.")
+    second = reply(request(user(THREE), *back, tools=TOOLS))
+    assert asked(second) == {"calculator": {"expression": "17*23"}}
+    assert {call.id for call in second.calls}.isdisjoint({call.id for call in first.calls})
+    third = reply(request(user(THREE), *back, *turn(second, AGAIN), tools=TOOLS))
+    assert asked(third) == asked(second)
+    assert said(user(THREE), *back, *turn(second, AGAIN), *turn(third, "391"), tools=TOOLS).splitlines()[2:] == [
+        "- Clock (Asia/Tokyo): noon.",
+        "- The weather tool failed: the weather service cannot be reached.",
+        "- 17*23 = 391.",
+    ]
+
+
+def test_of_two_calls_of_one_tool_the_one_that_failed_is_made_again() -> None:
+    question = user("What is 6*7 and what is 3+4?")
+    first = reply(request(question, tools=TOOLS))
+    again = [reply(request(question, *turn(first, *results), tools=TOOLS)) for results in ((AGAIN, "7"), ("42", AGAIN))]
+    assert [asked(one) for one in again] == [
+        {"calculator": {"expression": "6*7"}},
+        {"calculator": {"expression": "3+4"}},
+    ]
+
+
+def test_one_call_at_a_time_is_made_again_before_the_next() -> None:
+    options: dict[str, Any] = {"tools": TOOLS, "parallel_tool_calls": False}
+    first = reply(request(user(THREE), **options))
+    second = reply(request(user(THREE), *turn(first, AGAIN), **options))
+    third = reply(request(user(THREE), *turn(first, AGAIN), *turn(second, "noon"), **options))
+    assert [list(asked(one)) for one in (first, second, third)] == [["clock"], ["clock"], ["calculator"]]
+
+
 def test_one_result_is_one_sentence() -> None:
     first = reply(request(user("2+2?"), tools=TOOLS))
     assert said(user("2+2?"), *turn(first, "4"), tools=TOOLS) == "2+2 = 4."
@@ -245,3 +281,49 @@ def test_model_calls_of_a_turn_are_numbered() -> None:
 def test_a_conversation_has_one_digest() -> None:
     assert digest(request(user("a"))) == digest(request(user("a"), stream=True))
     assert digest(request(user("a"))) != digest(request(user("b")))
+
+
+def test_in_json_mode_the_schema_is_read_from_the_instructions() -> None:
+    schema = {"type": "object", "properties": {"city": TEXT, "size": {"type": "integer"}}}
+    told = {"role": "system", "content": f"Be brief. {{not this}} The schema: {json.dumps(schema)} That is all."}
+    format_ = {"type": "json_object"}
+    assert json.loads(said(told, user("Oslo has 700000 people"), response_format=format_)) == {
+        "city": "Oslo",
+        "size": 700000,
+    }
+    other = {"role": "system", "content": 'As {"a": 1}.'}
+    assert "answer" in json.loads(said(other, user("Oslo"), response_format=format_))
+
+
+def test_an_answer_that_is_sent_back_belongs_to_the_same_turn() -> None:
+    schema = {"type": "object", "properties": {"city": TEXT}}
+    format_ = {"type": "json_schema", "json_schema": {"name": "City", "schema": schema}}
+    conversation = [user("Oslo"), assistant("{"), user("Your answer is not valid:\n- Rome: not JSON")]
+    assert json.loads(said(*conversation, response_format=format_)) == {"city": "Oslo"}
+    assert call_number(request(*conversation).messages) == 2
+
+
+def test_a_form_that_is_sent_back_is_filled_from_the_text_again() -> None:
+    form = tool("City", city=TEXT, size={"type": "integer"})
+    choice = {"type": "function", "function": {"name": "City"}}
+    first = reply(request(user("Oslo, 5"), tools=[form], tool_choice=choice))
+    messages = [user("Oslo, 5"), *turn(first, "Error: not valid:\n- Rome: 7 is too much\nCall City once more.")]
+    assert asked(reply(request(*messages, tools=[form], tool_choice=choice))) == {"City": {"city": "Oslo", "size": 5}}
+
+
+def test_a_plan_has_the_questions_that_were_asked() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"questions": {"type": "array", "items": {"type": "string"}, "maxItems": 2}},
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "plan", "schema": schema}}
+    assert json.loads(said(user(THREE), response_format=wanted)) == {
+        "questions": ["What time is it in Tokyo?", "What is 17*23?"]
+    }
+
+
+def test_findings_become_one_answer() -> None:
+    found = "## 1. What is 17*23?\n\n17*23 = 391.\n\n## 2. And the time?\n\nTen o'clock."
+    assert said(user(THREE), user(found)) == (
+        "Here is what was found:\n\n- **What is 17*23?** 17*23 = 391.\n- **And the time?** Ten o'clock."
+    )
