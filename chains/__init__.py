@@ -1,5 +1,20 @@
-"""The built-in agents: each file builds one, by a function that takes its model (and tools).
+"""The built-in agents, and the parts that they are made of; a graph of one's own may use the parts as well.
 
-``registry`` names them. They know LangChain, LangGraph and ``tools/``, and nothing of the server: what is built
-here can be called from a notebook as it is.
+==================  =============================================================================================
+``registry``        the agents by name
+``chat``            a prompt and a model
+``assistant``       a model and its tools, by turns; ``build_assistant`` makes the graph of any model and tools
+``approval``        the same, with a tool that waits for a person
+``research``        a question taken apart: branches at the same time, one answer
+``extract``         an object out of a text; ``facts`` is its own schema, ``schema`` a client's, ``objects`` reads it
+------------------  ---------------------------------------------------------------------------------------------
+``models``          the model of all of them; ``answering``, ``retries``, ``overlap`` are how it answers
+``transcript``      a model's message as it was written, before anybody reads it as calls
+``checking``        the node that judges calls; ``repair`` mends texts, ``arguments`` asks the tool's schema
+``approving``       the node that asks a person
+``toolnode``        the node that runs tools, with bounds
+==================  =============================================================================================
+
+They know LangChain, LangGraph and ``tools/``, and nothing of the server: what is built here can be called from a
+notebook as it is.
 """
