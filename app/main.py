@@ -43,6 +43,7 @@ from app.runs.agent import Agent
 from app.runs.books import Books
 from app.runs.executor import blocking_nodes, installed
 from app.runs.ledger import Ledger
+from app.runs.parsing import bound_parsing
 from app.runs.prices import Prices, load_prices
 from app.runs.runner import Runner, Timing
 from app.settings import SIMULATED, Settings
@@ -172,6 +173,7 @@ def _lifespan(
             if spans is not None:
                 closing.push_async_callback(asyncio.to_thread, spans.close)
             closing.enter_context(installed(settings.sync_threads))
+            bound_parsing()
             closing.push_async_callback(runner.close)
             await runner.open()
             closing.enter_context(_draining(runner, settings.drain_grace_s))

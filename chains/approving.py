@@ -117,13 +117,13 @@ def _read(answer: Any, calls: Sequence[ToolCall], marked: Mapping[str, _Marked])
         given = answer["decisions"]
         if not isinstance(given, list) or len(given) != len(calls):
             raise _Unclear(f"Send a list of {len(calls)} decisions, one for each request, in their order.")
-        return [_decision(one, call, marked[call["name"]].fit) for one, call in zip(given, calls, strict=True)]
+        return [_decision(one, call, marked[call["name"]]) for one, call in zip(given, calls, strict=True)]
     if len(calls) > 1 and isinstance(answer, Mapping) and answer.get("type") == "edit":
         raise _Unclear(f"{len(calls)} calls wait, and it is not said which to edit: send decisions, one for each.")
-    return [_decision(answer, call, marked[call["name"]].fit) for call in calls]
+    return [_decision(answer, call, marked[call["name"]]) for call in calls]
 
 
-def _decision(given: Any, call: ToolCall, fit: Fit) -> _Decision:
+def _decision(given: Any, call: ToolCall, marked: _Marked) -> _Decision:
     """One decision in either form. Raises ``_Unclear``."""
     decision = given if isinstance(given, Mapping) else {"type": given}
     match decision.get("type"):
@@ -135,7 +135,7 @@ def _decision(given: Any, call: ToolCall, fit: Fit) -> _Decision:
                 raise _Unclear("The message of a rejection must be a text.")
             return _Decision(call, "reject", message=message.strip())
         case "edit":
-            return _Decision(call, "edit", args=_edited(decision, call, fit))
+            return _Decision(call, "edit", args=_edited(decision, call, marked))
         case _:
             raise _Unclear(
                 f"Decide about {call['name']} by a type that is one of {', '.join(DECISIONS)}: "
@@ -143,14 +143,18 @@ def _decision(given: Any, call: ToolCall, fit: Fit) -> _Decision:
             )
 
 
-def _edited(decision: Mapping[str, Any], call: ToolCall, fit: Fit) -> dict[str, Any]:
+def _edited(decision: Mapping[str, Any], call: ToolCall, marked: _Marked) -> dict[str, Any]:
     action = decision.get("edited_action", decision)
     args = action.get("args") if isinstance(action, Mapping) else None
     if not isinstance(args, dict):
         raise _Unclear('An edit carries the whole arguments: {"edited_action": {"name": …, "args": {…}}}.')
     if action.get("name", call["name"]) != call["name"]:
         raise _Unclear(f"An edit changes the arguments of {call['name']}, not which tool is called.")
-    if problems := fit(args):
+    if unknown := sorted(args.keys() - marked.tool.args.keys()):
+        raise _Unclear(
+            f"{call['name']} takes no argument {', '.join(unknown)}; it takes {', '.join(marked.tool.args)}."
+        )
+    if problems := marked.fit(args):
         raise _Unclear(f"The edited arguments do not fit {call['name']}: {'; '.join(problems[:MOST_PROBLEMS])}.")
     return args
 

@@ -3,8 +3,8 @@
 ``START → model → check → (approve →) tools → model … → END``, over ``{"messages": […]}``. The model node keeps calls as
 they were written (``chains.transcript``). ``check`` alone judges them, and answers those that cannot be made
 (``chains.checking``). ``approve``, there if one of the tools needs it, asks a person (``chains.approving``). ``tools``
-runs what has no result yet, in parallel (``chains.toolnode``). A model that makes nothing of its errors is stopped in
-``give_up``, by ``InvalidToolArgs``.
+runs what has no result yet, each call as a task of its own, in parallel (``chains.toolnode``). A model that makes
+nothing of its errors is stopped in ``give_up``, by ``InvalidToolArgs``.
 
 Each call gets a result, whatever becomes of it, and none takes the others with it.
 """
@@ -18,6 +18,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import BaseTool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Send
 
 from chains.approving import build_approve, needs_approval
 from chains.checking import build_check, give_up, gives_up
@@ -41,23 +42,27 @@ def build_assistant(
 ) -> Assistant:
     """The graph of this model and these tools."""
     asks = any(needs_approval(tool) for tool in tools)
+    runs = build_tool_node(tools, limits)
 
-    def checked(state: MessagesState) -> str:
+    def checked(state: MessagesState) -> str | list[Send]:
         if gives_up(state["messages"], limits.attempts):
             return "give_up"
-        return ("approve" if asks else "tools") if open_calls(state["messages"]) else "model"
+        return "approve" if asks and open_calls(state["messages"]) else approved(state)
+
+    def approved(state: MessagesState) -> str | list[Send]:
+        return runs.tasks(state) or "model"
 
     graph = StateGraph(MessagesState)
     graph.add_node("model", _speak(model, tools, system))
     graph.add_node("check", build_check(tools, limits.attempts))
-    graph.add_node("tools", build_tool_node(tools, limits))
+    graph.add_node("tools", runs)
     graph.add_node("give_up", RunnableLambda(_give_up, _agive_up))
     graph.add_edge(START, "model")
     graph.add_conditional_edges("model", _spoken, ["check", END])
-    graph.add_conditional_edges("check", checked, ["approve" if asks else "tools", "model", "give_up"])
+    graph.add_conditional_edges("check", checked, ["tools", "model", "give_up", *(["approve"] if asks else [])])
     if asks:
         graph.add_node("approve", build_approve(tools))
-        graph.add_conditional_edges("approve", _approved, ["tools", "model"])
+        graph.add_conditional_edges("approve", approved, ["tools", "model"])
     graph.add_edge("tools", "model")
     graph.add_edge("give_up", END)
     return graph.compile().with_config(recursion_limit=MAX_STEPS)
@@ -84,10 +89,6 @@ def _spoken(state: MessagesState) -> str:
     """Where the model's message leads: to the judging of its calls, if it makes any."""
     last = next(one for one in reversed(state["messages"]) if isinstance(one, AIMessage))
     return "check" if last.tool_calls or last.invalid_tool_calls else END
-
-
-def _approved(state: MessagesState) -> str:
-    return "tools" if open_calls(state["messages"]) else "model"
 
 
 def _give_up(state: MessagesState) -> Update:

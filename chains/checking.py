@@ -204,13 +204,16 @@ def _sendable(name: str) -> str:
 
 
 def _with_ids(judged: Iterable[Judged], message_id: str, taken: set[str]) -> list[Judged]:
-    """The calls with an id each that none of the conversation has: theirs, or one by their place in the message."""
+    """The calls with an id each that none of the conversation has: theirs, or one by their place in the message.
+
+    The ``transcript`` has given such an id to those without.
+    """
     found, taken = [], set(taken)
     for number, one in enumerate(judged):
-        given = one.call["id"] or ""
-        if not given or given in taken:
-            problem: Problem = "repeated_id" if given else "no_id"
-            call = tool_call(name=one.call["name"], args=one.call["args"], id=own_id(message_id, number))
+        given, own = one.call["id"] or "", own_id(message_id, number)
+        if given in ("", own) or given in taken:
+            problem: Problem = "no_id" if given in ("", own) else "repeated_id"
+            call = tool_call(name=one.call["name"], args=one.call["args"], id=own)
             one = one._replace(call=call, mended=[problem, *one.mended])  # noqa: PLW2901 - the same one, with an id
         taken.add(one.call["id"] or "")
         found.append(one)

@@ -47,6 +47,9 @@ NO_OBJECT = "(no object)"
 
 ATTEMPTS = 2
 
+REPAIRED_EVENT = "object.repaired"
+"""The custom event of an object whose JSON was mended: ``problem``."""
+
 REFUSED_EVENT = "object.refused"
 """The custom event of an answer that does not fit: ``problems``, and which of how many ``attempts`` it was."""
 
@@ -137,19 +140,17 @@ def build_extract(
 
     def answer(state: Extraction) -> dict[str, Any]:
         attempt = _attempt(model, own, state)
-        update, refused = attempt.judge(_heard(attempt.bound.stream(attempt.prompt)))
-        if refused is not None:
-            dispatch_custom_event(REFUSED_EVENT, refused.data())
-            refused.end()
-        return update
+        judged = attempt.judge(_heard(attempt.bound.stream(attempt.prompt)))
+        if judged.event is not None:
+            dispatch_custom_event(*judged.event)
+        return judged.end()
 
     async def aanswer(state: Extraction) -> dict[str, Any]:
         attempt = _attempt(model, own, state)
-        update, refused = attempt.judge(await _aheard(attempt.bound.astream(attempt.prompt)))
-        if refused is not None:
-            await adispatch_custom_event(REFUSED_EVENT, refused.data())
-            refused.end()
-        return update
+        judged = attempt.judge(await _aheard(attempt.bound.astream(attempt.prompt)))
+        if judged.event is not None:
+            await adispatch_custom_event(*judged.event)
+        return judged.end()
 
     graph = StateGraph(Extraction, input_schema=Asked, output_schema=Found)
     graph.add_node("extract", RunnableLambda(answer, aanswer))
@@ -180,10 +181,19 @@ class Refusal(NamedTuple):
         attempts = self.number if self.last else ATTEMPTS
         return {"problems": list(self.problems), "attempt": self.number, "attempts": attempts}
 
-    def end(self) -> None:
-        """Raise ``InvalidObject`` if this was the last attempt."""
-        if self.last:
-            raise InvalidObject(self.schema.name, self.problems)
+
+class Judged(NamedTuple):
+    """The state's update, the custom event that tells of what was put right, and what is wrong, if anything is."""
+
+    update: dict[str, Any]
+    event: tuple[str, dict[str, Any]] | None
+    refusal: Refusal | None = None
+
+    def end(self) -> dict[str, Any]:
+        """The update; raises ``InvalidObject`` where the last attempt was wrong."""
+        if self.refusal is not None and self.refusal.last:
+            raise InvalidObject(self.refusal.schema.name, self.refusal.problems)
+        return self.update
 
 
 class Attempt(NamedTuple):
@@ -195,15 +205,17 @@ class Attempt(NamedTuple):
     number: int
     again: dict[str, Any]
 
-    def judge(self, message: AIMessage) -> tuple[dict[str, Any], Refusal | None]:
-        """The state's update, and what is wrong, if anything is."""
+    def judge(self, message: AIMessage) -> "Judged":
+        """What becomes of the answer."""
         try:
-            value = read(message, self.schema)
+            value, mended = read(message, self.schema)
         except Unfit as error:
             last = self.number == ATTEMPTS or isinstance(error, Refused)
             update = {"refused": correction(message, self.schema, error.problems), **self.again}
-            return update, Refusal(self.schema, error.problems, self.number, last)
-        return {"messages": [settled(message, value)], "structured_response": value}, None
+            refusal = Refusal(self.schema, error.problems, self.number, last)
+            return Judged(update, (REFUSED_EVENT, refusal.data()), refusal)
+        update = {"messages": [settled(message, value)], "structured_response": value}
+        return Judged(update, (REPAIRED_EVENT, {"problem": "not_json"}) if mended else None)
 
 
 def _attempt(model: BaseChatModel, own: Schema, state: Extraction) -> Attempt:

@@ -7,6 +7,7 @@ What is built here answers through ``chains.answering``: retries that can be see
 continue. So the client's own retries, which nobody would see, are off.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,8 @@ def build_model(
             options |= {"base_url": base_url, "api_key": api_key or "none"}
         elif api_key is not None:
             options["api_key"] = api_key
+        elif os.environ.get("OPENAI_BASE_URL") and not os.environ.get("OPENAI_API_KEY"):
+            options.setdefault("api_key", "none")
     return serve(_built(spec, options), retries=retries, prefill=prefill)
 
 

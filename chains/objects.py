@@ -25,16 +25,16 @@ class Refused(Unfit):
     """The model, or its provider, will not answer."""
 
 
-def read(message: AIMessage, schema: Schema) -> dict[str, Any]:
-    """The object; raises ``Unfit``, or ``Refused``."""
+def read(message: AIMessage, schema: Schema) -> tuple[dict[str, Any], bool]:
+    """The object, and whether it was mended; raises ``Unfit``, or ``Refused``."""
     if refusal := _refusal(message):
         raise Refused(refusal)
-    call, cut = _call(message, schema), is_cut(message)
-    if call is None:
-        return schema.fit(_object(message.text, "the answer", cut=cut))
-    if call.text is None:
-        return schema.fit(call.args)
-    return schema.fit(_object(call.text, "the arguments", cut=cut))
+    call, cut = _call(message), is_cut(message)
+    if call is not None and call.text is None:
+        return schema.fit(call.args), False
+    text, place = (message.text, "the answer") if call is None else (call.text or "", "the arguments")
+    value = _object(text, place, cut=cut)
+    return schema.fit(value), strict(text) is None
 
 
 def settled(message: AIMessage, value: dict[str, Any]) -> AIMessage:
@@ -51,7 +51,7 @@ def settled(message: AIMessage, value: dict[str, Any]) -> AIMessage:
 def correction(message: AIMessage, schema: Schema, problems: tuple[str, ...]) -> list[AnyMessage]:
     """The answer once more, under its id and as every provider takes it, and what was wrong with it."""
     wrong = "\n".join(f"- {problem}" for problem in problems)
-    call = _call(message, schema)
+    call = _call(message)
     if call is None:
         said = message.text if message.text.strip() else "(nothing)"  # no provider takes an empty answer
         again = f"Your answer is not valid:\n{wrong}\nWrite the object once more, corrected."
@@ -63,15 +63,13 @@ def correction(message: AIMessage, schema: Schema, problems: tuple[str, ...]) ->
     ]
 
 
-def _call(message: AIMessage, schema: Schema) -> Written | None:
-    """The call that the object is in; of several the first that has the schema's name, else the first.
+def _call(message: AIMessage) -> Written | None:
+    """The call that the object is in: the first, whatever its name.
 
-    Only one function is offered, so a call of another name can mean no other.
+    Only one function is offered; and who reads along while it is written is shown that one.
     """
-    calls = [
-        one._replace(id=one.id or own_id(message.id or "call", number)) for number, one in enumerate(written(message))
-    ]
-    return min(calls, key=lambda call: call.name != schema.name, default=None)
+    call = next(iter(written(message)), None)
+    return call and call._replace(id=call.id or own_id(message.id or "call", 0))
 
 
 def _object(text: str, place: str, *, cut: bool) -> dict[str, Any]:

@@ -29,9 +29,10 @@ from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_eve
 from langchain_core.messages import AIMessage, ToolCall, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, Tool, ToolException
+from langchain_core.utils.pydantic import get_fields
 from langgraph.prebuilt import ToolNode
-from langgraph.prebuilt.tool_node import ToolCallRequest
-from langgraph.types import Command
+from langgraph.prebuilt.tool_node import ToolCallRequest, ToolCallWithContext
+from langgraph.types import Command, Send
 from typing_extensions import override
 
 from chains.answering import CONTROL
@@ -62,7 +63,7 @@ class ToolLimits(NamedTuple):
     attempts: int = 3
 
 
-def build_tool_node(tools: Sequence[BaseTool], limits: ToolLimits = ToolLimits()) -> ToolNode:
+def build_tool_node(tools: Sequence[BaseTool], limits: ToolLimits = ToolLimits()) -> "BoundedToolNode":
     """The node: state with ``messages`` → ``{"messages": [ToolMessage, …]}``, in the order of the calls."""
     return BoundedToolNode(tools, limits)
 
@@ -87,8 +88,6 @@ def tool_failed(error: Exception) -> str:
     """What the model is told of a tool's failure: the tool's own words where it wrote them for a reader."""
     if isinstance(error, ToolException):
         return f"Error: {error}"
-    if isinstance(error, _BrokeOff):
-        return f"Error: the tool broke off without a result ({error})."
     if isinstance(error, OSError):
         return f"Error: the tool failed ({type(error).__name__})."
     with contextlib.suppress(Exception):  # a user's exception may fail even at this
@@ -126,6 +125,21 @@ class BoundedToolNode(ToolNode):
         finally:
             _PLACES.reset(token)
 
+    def tasks(self, state: Mapping[str, Any], node: str = "tools") -> list[Send]:
+        """A task of LangGraph's for each open call of the state, for the ``node`` that this is.
+
+        A tool that waits for a person (``interrupt``) waits for its own answer then, and those that are done are not
+        run again; in one task, answers go by the order in which tools ask. Only tools that look at the state are given
+        it, since whatever a task is given is kept with it.
+        """
+        return [Send(node, self._task(call, state)) for call in open_calls(state["messages"])]
+
+    def _task(self, call: ToolCall, state: Mapping[str, Any]) -> Any:
+        tool = self.tools_by_name.get(call["name"])
+        if tool is None or not _is_injected(tool):
+            return [call]
+        return ToolCallWithContext({"__type": "tool_call_with_context", "tool_call": call, "state": state})
+
     def _places(self, config: RunnableConfig | None) -> asyncio.Semaphore:
         run = (config or {}).get("configurable", {}).get(CONTROL)
         return getattr(run, "tool_places", None) or asyncio.Semaphore(self._limits.at_once)
@@ -139,7 +153,7 @@ class BoundedToolNode(ToolNode):
 
     async def _acall(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], Awaitable[Output]]) -> Output:
         async with _PLACES.get():
-            output: Output = self._cut(await self._awaited(request, execute))
+            output: Output = self._kept(request, await self._awaited(request, execute))
             return output
 
     async def _awaited(
@@ -158,7 +172,7 @@ class BoundedToolNode(ToolNode):
         if task.done() and not task.cancelled():
             return task.result()
         late = task.cancel()  # else it was cancelled, by itself
-        said = _too_slow(request, timeout_s) if late else tool_failed(_BrokeOff("CancelledError"))
+        said = _too_slow(request, timeout_s) if late else tool_failed(_BrokeOff(asyncio.CancelledError()))
         await adispatch_custom_event(RESULT_EVENT, _event(request, said), config=request.runtime.config)
         return error_result(request.tool_call, said)
 
@@ -166,7 +180,7 @@ class BoundedToolNode(ToolNode):
 
     def _call(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], Output]) -> Output:
         with _PLACES.get():
-            output: Output = self._cut(self._waited(request, execute))
+            output: Output = self._kept(request, self._waited(request, execute))
             return output
 
     def _waited(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], Output]) -> Output:
@@ -183,6 +197,12 @@ class BoundedToolNode(ToolNode):
 
     # Outputs
 
+    def _kept(self, request: ToolCallRequest, output: Any) -> Any:
+        """The output as it is kept: under the call's own id, whatever the tool has written there, and cut."""
+        if isinstance(output, ToolMessage) and output.tool_call_id != request.tool_call["id"]:
+            output = output.model_copy(update={"tool_call_id": request.tool_call["id"] or ""})
+        return self._cut(output)
+
     def _cut(self, output: Any) -> Any:
         match output:
             case ToolMessage():
@@ -195,6 +215,13 @@ class BoundedToolNode(ToolNode):
                 return output
 
 
+def _is_injected(tool: BaseTool) -> bool:
+    """Whether LangGraph puts in some of its arguments."""
+    if isinstance(tool.args_schema, dict):
+        return False
+    return bool(get_fields(tool.get_input_schema()).keys() - tool.args.keys())
+
+
 def _calls(state: Any) -> Any:
     """The open calls of a state, in the form in which ToolNode takes calls; any other input as it is."""
     messages = state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", None)
@@ -204,8 +231,11 @@ def _calls(state: Any) -> Any:
 # -- what a tool comes to ---------------------------------------------------------------------------------------------
 
 
-class _BrokeOff(Exception):
+class _BrokeOff(ToolException):
     """A tool raised what would end more than itself."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"the tool broke off without a result ({type(error).__name__})")
 
 
 def _contained(tool: BaseTool) -> BaseTool:
@@ -222,8 +252,10 @@ def _contained(tool: BaseTool) -> BaseTool:
         assert func is not None
         try:
             return func(*args, **kwargs)
-        except (SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
-            raise _BrokeOff(type(error).__name__) from error
+        except Exception:
+            raise
+        except BaseException as error:
+            raise _BrokeOff(error) from error
 
     async def acontained(*args: Any, **kwargs: Any) -> Any:
         assert coroutine is not None
@@ -232,9 +264,11 @@ def _contained(tool: BaseTool) -> BaseTool:
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
-            raise _BrokeOff(type(error).__name__) from error
-        except (SystemExit, KeyboardInterrupt) as error:
-            raise _BrokeOff(type(error).__name__) from error
+            raise _BrokeOff(error) from error
+        except (Exception, GeneratorExit):  # the latter is how a coroutine is closed that nobody waits for
+            raise
+        except BaseException as error:
+            raise _BrokeOff(error) from error
 
     # What is no function, such as a partial, LangChain could not look into any more.
     wrapped = {

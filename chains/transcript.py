@@ -25,15 +25,34 @@ _BLOCKS = ("tool_use", "function_call", "tool_call", "tool_call_chunk", "invalid
 def transcript(chunks: Sequence[AIMessage]) -> AIMessage:
     """The message of these chunks; one that came whole is what it is. Raises ``ValueError`` for none."""
     pieces = [chunk for chunk in chunks if isinstance(chunk, AIMessageChunk)]
-    if not pieces:
-        (whole,) = chunks
-        return whole
-    message = message_chunk_to_message(add_ai_message_chunks(pieces[0], *pieces[1:]))
-    assert isinstance(message, AIMessage)
-    calls = _calls(piece for chunk in pieces for piece in chunk.tool_call_chunks)
-    read = [(call, strict(call["args"] or "")) for call in calls]
+    if pieces:
+        # Without pieces of calls: LangChain reads their sum, and a broken one in time quadratic in its length.
+        bare = [
+            chunk.model_copy(update={"tool_call_chunks": [], "tool_calls": [], "invalid_tool_calls": []})
+            for chunk in pieces
+        ]
+        message = message_chunk_to_message(add_ai_message_chunks(bare[0], *bare[1:]))
+        assert isinstance(message, AIMessage)
+        calls = _calls(piece for chunk in pieces for piece in chunk.tool_call_chunks)
+    else:
+        (message,) = chunks
+        whole = [
+            invalid_tool_call(name=one["name"], args=json.dumps(one["args"]), id=one["id"])
+            for one in message.tool_calls
+        ]
+        calls = [*whole, *message.invalid_tool_calls]
+    return _read(message, calls)
+
+
+def _read(message: AIMessage, calls: Sequence[InvalidToolCall]) -> AIMessage:
+    """The message with these calls; an id for each that has none, since LangGraph can keep no result without."""
+    named = [
+        invalid_tool_call(name=one["name"], args=one["args"], id=one["id"] or own_id(message.id or "call", at))
+        for at, one in enumerate(calls)
+    ]
+    read = [(call, strict(call["args"] or "")) for call in named]
     sound = [tool_call(name=call["name"] or "", args=args, id=call["id"]) for call, args in read if args is not None]
-    told = (sound, []) if len(sound) == len(calls) else ([], calls)
+    told = (sound, []) if len(sound) == len(calls) else ([], named)
     return message.model_copy(update={"tool_calls": told[0], "invalid_tool_calls": told[1]})
 
 

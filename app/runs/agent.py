@@ -40,7 +40,7 @@ class Agent:
 
     ``configurable`` names the fields of ``config.configurable`` that clients may set. ``served_model``: all its models
     are Millrace's own, so its runs can be paused and bounded by ``max_tokens``; ``seamless``: its provider goes on with
-    an answer as if it had never stopped.
+    an answer as if it had never stopped. ``asks_person``: one of its tools waits for a person, who answers on a thread.
     """
 
     def __init__(
@@ -62,7 +62,9 @@ class Agent:
         self.seamless = seamless
         self.runnable = _served(runnable)
         self.is_graph = isinstance(self.runnable, CompiledStateGraph)
-        self.labels = {tool.name: _label(tool) for tool in _tools(self.runnable)}
+        tools = list(_tools(self.runnable))
+        self.labels = {tool.name: _label(tool) for tool in tools}
+        self.asks_person = self.is_graph and any((tool.metadata or {}).get("needs_approval") for tool in tools)
         self.input_schema = _input_schema(self.runnable)
         self.output_schema = _output_schema(self.runnable)
         self.takes_messages = "messages" in self.input_schema.get("properties", {})

@@ -204,11 +204,12 @@ class Calls:
 
     def result(self, given: str, status: str, output: Any, place: Place, ts: int) -> Iterator[Event]:
         """A node tells a call's result: the tool never ran, or runs on though nobody waits for it any more."""
-        found = [
-            one for one in self._given.get(given, ()) if one in self._open and self._open[one].place[1] == place[1]
-        ]
-        if found:
-            yield self._finish(found[0], "error" if status == "error" else "ok", output, ts)
+        for call_id in self._given.get(given, ()):
+            tool = self._open.get(call_id)
+            # In parallel branches the same id may be another's: of a tool at work its own node alone can tell.
+            if tool is not None and tool.place[1] == place[1] and (tool.started_ts is None or tool.place == place):
+                yield self._finish(call_id, "error" if status == "error" else "ok", output, ts)
+                return
 
     def _answered(self, given: str, name: str, args: Any, place: Place) -> str | None:
         """The call that a tool's run answers: of several by that id, the one of its name and arguments."""

@@ -422,6 +422,8 @@ class Run:
             text = self._translator.text()
         if other is None and self.agent.answers_object and not self._translator.ended:
             other = self._translator.object  # as far as it came
+        if status == "interrupted" and not _has_object(self._translator.output):
+            other = None  # the state of a graph that waits for a person is no answer
         return {
             "run_id": self.run_id,
             "status": status,

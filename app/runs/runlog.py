@@ -134,9 +134,18 @@ class Words(Output):
     def end(self, run: Run) -> list[dict[str, Any]]:
         result = run.result()
         made = orjson.dumps(result["object"], option=orjson.OPT_INDENT_2).decode() if result["object"] else None
-        said = [result["text"] or made, run.failure.message if run.failure else None]
+        said = [result["text"] or made, _waits(run), run.failure.message if run.failure else None]
         answer = AIMessageChunk(content="\n\n".join(filter(None, said)))
         return [_replace("/streamed_output", [answer]), _replace("/final_output", answer)]
+
+
+def _waits(run: Run) -> str | None:
+    """That a person is asked; of a graph that asks without a thread, that nobody can answer."""
+    if run.status != "interrupted":
+        return None
+    if run.thread_id is None:
+        return "(It waits for a person, but there is no thread on which to answer.)"
+    return f"(It waits for a person: answer on the thread {run.thread_id}.)"
 
 
 def _replace(path: str, value: Any) -> dict[str, Any]:

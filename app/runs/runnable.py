@@ -334,9 +334,17 @@ def _for_people(agent: Agent) -> dict[str, Any]:
     if agent.takes_messages:
         # A conversation, with a message to fill in, instead of a list to add to.
         schema["properties"]["messages"]["extra"] = {"widget": {"type": "chat"}}
+        # Where null is an option the page shows nothing at all; what is optional can be left out of the form.
+        optional = schema["properties"].keys() - {"messages", *schema.get("required", ())}
+        for name in [one for one in optional if _may_be_null(schema["properties"][one])]:
+            del schema["properties"][name]
     elif not schema.keys() - {"title"}:
         schema["type"] = "string"  # it takes anything; without a type there is no form at all
     return schema
+
+
+def _may_be_null(schema: Mapping[str, Any]) -> bool:
+    return any(one.get("type") == "null" for one in schema.get("anyOf", ()))
 
 
 def _read(agent: Agent, value: Any) -> Any:

@@ -10,6 +10,7 @@ What fails in the ledger keeps no run from going on or ending.
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -44,7 +45,7 @@ from app.runs.report import report
 from app.runs.run import MAX_LAG, WITHOUT_RESULT, Run
 from app.runs.scope import Attachment, Ending, Scope
 from app.runs.tap import Tap
-from app.runs.threads import Turns, conversation, is_broken, repair
+from app.runs.threads import Turns, conversation, is_broken, refuse_loose_calls, repair
 from app.runs.watchdog import Watchdog
 
 logger = logging.getLogger("millrace.runs")
@@ -61,7 +62,12 @@ SETTLE_S = 2.0
 RESERVED = ("langgraph_", "checkpoint_", "ls_", "lc_", "__")
 """How the names begin under which LangChain and LangGraph keep their own account in a step's metadata."""
 
+LOST = "The server was stopped before this call had a result. It may have had an effect all the same."
+"""What the model is told of calls that another process was at."""
+
 LOG_FULL = Failure("log_full", "The agent put out more than the run's log may hold (RUN_MAX_BYTES).", False)
+
+_INTERRUPT_ID = re.compile(r"[0-9a-f]{32}")
 
 Outcome = tuple[Ending, Failure | None]
 
@@ -175,9 +181,11 @@ class Runner:
             return self._by_key[key]
         self._refuse_in_drain()
         _refuse_unsupported(agent, request, brought)
+        if agent.asks_person and request.thread_id is None:
+            request = msgspec.structs.replace(request, thread_id=str(uuid4()))  # where its question can be answered
         value = _input(agent, request)
         if request.thread_id is not None:
-            await self._admit(agent, request.thread_id, request, user)
+            await self._admit(agent, request.thread_id, request, user, value)
             if key in self._by_key:  # the same start, while this one looked at the thread
                 return self._by_key[key]
             self._refuse_in_drain()
@@ -419,7 +427,7 @@ class Runner:
         if run.idempotency_key is not None:
             self._by_key[run.user, run.idempotency_key] = run
 
-    async def _admit(self, agent: Agent, thread_id: str, request: RunRequest, user: str) -> None:
+    async def _admit(self, agent: Agent, thread_id: str, request: RunRequest, user: str, value: Any) -> None:
         """Whether this user may speak on the thread now, and to this agent."""
         self._turns.check(thread_id, request.multitask_strategy)
         row = await self._ledger.claim(thread_id, user, agent.name)
@@ -428,7 +436,7 @@ class Runner:
         if row.agent != agent.name:
             raise Conflict(f"the thread is a conversation with agent {row.agent!r}", code="thread_of_another_agent")
         if self._turns.busy(thread_id) is None:
-            _refuse_turn(await self._state(agent, thread_id), request)
+            _refuse_turn(await self._state(agent, thread_id), request, value)
 
     async def _state(self, agent: Agent, thread_id: str) -> StateSnapshot:
         return await agent.graph(self._ledger.saver).aget_state({"configurable": {"thread_id": thread_id}})
@@ -562,11 +570,11 @@ class Runner:
     async def _take_turn(self, run: Run, thread_id: str, value: Any) -> None:
         """The thread is this run's: begin, unless it is refused, and put in order what the last one has left of it."""
         state = await self._state(run.agent, thread_id)
-        _refuse_turn(state, run.request)
+        _refuse_turn(state, run.request, value)
         run.begin()  # from here on the thread is repaired at the run's end, also when this repair is broken off
         given = value.get("messages", ()) if isinstance(value, Mapping) else ()
         if is_broken(state, given):  # its server was killed, or could not repair it
-            await self._repair(run, "The server was stopped before this call had a result.")
+            await self._repair(run, LOST)
 
     async def _repair(self, run: Run, why: str) -> None:
         config: RunnableConfig = {"configurable": {"thread_id": run.thread_id}}
@@ -682,15 +690,23 @@ def _input(agent: Agent, request: RunRequest) -> Any:
     return Command(resume=request.resume)
 
 
-def _refuse_turn(state: StateSnapshot, request: RunRequest) -> None:
+def _refuse_turn(state: StateSnapshot, request: RunRequest, value: Any) -> None:
     asked = {one.id for one in state.interrupts}
     if state.interrupts and request.resume is None:
         raise Conflict("the thread waits for a person: answer with resume", code="thread_interrupted")
     if not state.interrupts and request.resume is not None:
         raise Conflict("the thread waits for nobody: there is nothing to resume", code="thread_not_interrupted")
+    by_id = isinstance(request.resume, dict) and all(
+        map(_INTERRUPT_ID.fullmatch, request.resume)
+    )  # so LangGraph reads it
+    if by_id and (not request.resume or not set(request.resume) <= asked):
+        detail = [{"field": "resume", "message": f"must name interrupts of: {', '.join(sorted(asked))}"}]
+        raise InvalidInput("resume answers no interrupt of the thread", detail=detail)
     if len(asked) > 1 and not (isinstance(request.resume, dict) and set(request.resume) <= asked):
         detail = [{"field": "resume", "message": "must be {interrupt_id: value}"}]
         raise InvalidInput("the thread waits for several answers: say by their ids which are given", detail=detail)
+    if isinstance(value, Mapping) and isinstance(value.get("messages"), list):
+        refuse_loose_calls(state, value["messages"])
 
 
 def _passed_on(metadata: Mapping[str, Any]) -> dict[str, Any]:

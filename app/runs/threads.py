@@ -6,6 +6,7 @@ puts that right: each open call gets an error result, the partial text is append
 under, and what was still to be done is dropped.
 """
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,14 @@ from langgraph.graph import END, START
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import StateSnapshot, StateUpdate
 
-from app.errors import Conflict
+from app.errors import Conflict, InvalidInput
 from app.events import codec
 from app.runs.agent import Graph
 from app.runs.run import Run
 from app.runs.scope import Ending
+
+_PLAIN = re.compile(r"[!-~]{1,128}")
+"""What providers take for a call's id and its tool's name, at the most: ASCII without blanks."""
 
 MAX_QUEUED = 8
 """Runs that may wait for their turn on a thread."""
@@ -98,6 +102,36 @@ def is_broken(state: StateSnapshot, answers: Iterable[BaseMessage] = ()) -> bool
     return bool(state.tasks) or any(_results([*_messages(state), *answers], why=""))
 
 
+def refuse_loose_calls(state: StateSnapshot, given: Sequence[Any]) -> None:
+    """A client may hand in calls and results, of tools of its own for instance; each must have its counterpart.
+
+    What no provider takes would be kept in the thread, and every later turn would fail. Raises ``InvalidInput``.
+    """
+    open_calls = {call_id for call_id, _ in _without_result(_messages(state))}
+    own = False  # whether the open calls are the client's; those that the thread was left with have a repair
+    for at, message in enumerate(given):
+        if isinstance(message, ToolMessage):
+            if message.tool_call_id not in open_calls:
+                raise _loose(at, f"is the result of a call {message.tool_call_id[:100]!r} that nobody has made")
+            open_calls.discard(message.tool_call_id)
+            continue
+        if own and open_calls:
+            raise _loose(at, "comes before the results of the calls that precede it")
+        if isinstance(message, AIMessage):
+            calls = [*message.tool_calls, *message.invalid_tool_calls]
+            ids = [call["id"] or "" for call in calls]
+            if len(set(ids)) < len(ids) or not all(_PLAIN.fullmatch(one) for one in ids):
+                raise _loose(at, "has a call without an id of its own of 1 to 128 plain characters")
+            if not all(_PLAIN.fullmatch(call["name"] or "") for call in calls):
+                raise _loose(at, "calls a tool by a name that is not 1 to 128 plain characters")
+            open_calls, own = set(ids), True
+
+
+def _loose(at: int, problem: str) -> InvalidInput:
+    field = f"input.messages[{at}]"
+    return InvalidInput(f"{field} {problem}", detail=[{"field": field, "message": problem}])
+
+
 Results = Mapping[str, ToolMessage]
 
 
@@ -148,14 +182,21 @@ def _messages(state: StateSnapshot) -> Sequence[Any]:
 
 def _results(messages: Sequence[Any], why: str, done: Results = MappingProxyType({})) -> Iterator[ToolMessage]:
     """A result for each call that has none: its own where it is done, else an error."""
-    answered = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
-    last = next((message for message in reversed(messages) if isinstance(message, AIMessage)), None)
-    if last is None:
-        return
-    for call in (*last.tool_calls, *last.invalid_tool_calls):
-        if call["id"] is not None and call["id"] not in answered:
-            error = ToolMessage(f"Error: {why}", tool_call_id=call["id"], name=call["name"], status="error")
-            yield done.get(call["id"], error)
+    for call_id, name in _without_result(messages):
+        error = ToolMessage(f"Error: {why}", tool_call_id=call_id, name=name, status="error")
+        yield done.get(call_id, error)
+
+
+def _without_result(messages: Sequence[Any]) -> Iterator[tuple[str, str | None]]:
+    """``(id, name)`` of the last answer's calls that have no result behind it; earlier turns may have had its ids."""
+    answered = set()
+    for message in reversed(messages):
+        if isinstance(message, ToolMessage):
+            answered.add(message.tool_call_id)
+        elif isinstance(message, AIMessage):
+            calls = (*message.tool_calls, *message.invalid_tool_calls)
+            yield from ((call["id"], call["name"]) for call in calls if call["id"] and call["id"] not in answered)
+            return
 
 
 def _writer(graph: Graph) -> str:

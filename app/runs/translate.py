@@ -69,7 +69,7 @@ class Translator:
         self._held: list[Message] = []
         self._adopted: set[str] = set()
         self._unsettled: dict[str, Message] = {}
-        self._results: dict[str, tuple[str, ToolMessage]] = {}
+        self._results: dict[tuple[str, str], ToolMessage] = {}
         self._seen: set[str] = set()
         self._told: set[str] = set()
         self._places: dict[str, Place] = {}
@@ -122,7 +122,7 @@ class Translator:
 
     def results(self) -> dict[str, ToolMessage]:
         """What tools have come to whose nodes have not handed it to the graph, by the ids of their calls."""
-        return {call_id: kept(message) for call_id, (_, message) in self._results.items()}
+        return {call_id: kept(message) for (_, call_id), message in self._results.items()}
 
     # Pauses
 
@@ -367,7 +367,7 @@ class Translator:
         self._worked.add(_path(raw))
         output = raw["data"].get("output")
         if isinstance(output, ToolMessage):
-            self._results[output.tool_call_id] = (_path(raw), output)
+            self._results[_path(raw), output.tool_call_id] = output
         return self._calls.end(raw["run_id"], output, ts)
 
     def _tool_error(self, raw: Raw, ts: int) -> Iterator[Event]:
@@ -409,11 +409,12 @@ class Translator:
             yield from self._resign(path, ts)
             for settled in [key for key, one in self._unsettled.items() if one.path == path]:
                 del self._unsettled[settled]
-            self._results = {key: one for key, one in self._results.items() if one[0] != path}
+            ran = {call_id for one, call_id in self._results if one == path}
+            self._results = {key: one for key, one in self._results.items() if key[0] != path}
             for message in _messages(output):
                 if isinstance(message, AIMessage) and message.id not in self._seen:
                     yield from self._whole(message, raw, ts)
-                elif isinstance(message, ToolMessage):
+                elif isinstance(message, ToolMessage) and message.tool_call_id not in ran:
                     yield from self._calls.result(message.tool_call_id, message.status, message, self._place(raw), ts)
             node, namespace = self._place(raw)
             yield NodeFinished(ts=ts, node=node, namespace=namespace)

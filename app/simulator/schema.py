@@ -12,12 +12,17 @@ import math
 import re
 from typing import Any
 
+import jsonschema_rs
+
 Schema = dict[str, Any]
 
 _DEPTH = 6  # past this, optional things are left out: a schema may contain itself
 _MANY = 1000  # and past so many values
 _BOTTOM = 64  # past this, the schema admits no finite value at all
 _FAR = 1e15
+_MOST_ITEMS = 1000  # of one list
+_MOST_CHARS = 10_000  # of one text
+_PATTERNS = jsonschema_rs.FancyRegexOptions(backtrack_limit=10_000)
 
 _NUMBER = re.compile(r"(?<![\w.-])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w])")
 _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|(?<!\w)'([^']+)'(?!\w)")
@@ -234,7 +239,7 @@ class Filler:
 
     def _array(self, schema: Schema, name: str, depth: int) -> list[Any]:
         leading = [self._value(self._resolve(item), name, depth + 1) for item in schema.get("prefixItems") or ()]
-        least = int(schema.get("minItems", 0))
+        least = _small(schema.get("minItems", 0), _MOST_ITEMS)
         usual = 0 if self._deep(depth) else 2 if self._everything else 1
         length = max(least, min(usual, int(schema.get("maxItems", usual)))) if "items" in schema else least
         item = self._resolve(schema.get("items"))
@@ -262,7 +267,7 @@ class Filler:
         else:
             value = self._numbers.pop(0)[1] if self._numbers else 1.0 if whole else 1.5
         value = min(max(value, low), high)
-        if step:
+        if step and math.isfinite(value / step) and math.isfinite(low / step):
             value = -(-low // step) * step if (value // step) * step < low else (value // step) * step
         return int(value) if whole else value
 
@@ -273,8 +278,8 @@ class Filler:
             return self._matching(str(pattern))
         text = self._called(name, _CALLED) or self._pointed_at(name)
         text = text or self._text_for_strings or f"simulated {name}"
-        padded = text.ljust(int(schema.get("minLength", 0)), ".")
-        return padded[: int(schema.get("maxLength", len(padded)))]
+        padded = text.ljust(_small(schema.get("minLength", 0), _MOST_CHARS), ".")
+        return padded[: _small(schema.get("maxLength", len(padded)), len(padded))]
 
     def _pointed_at(self, name: str) -> str | None:
         if self._spare and _IDENTIFIER.search(name):
@@ -283,7 +288,20 @@ class Filler:
 
     def _matching(self, pattern: str) -> str:
         candidates = [*phrases(self._text), *self._spare, *_USUAL, *_FORMATS.values()]
-        return next((text for text in candidates if re.search(pattern, text)), candidates[0])
+        return next((text for text in candidates if _meets(pattern, text)), candidates[0])
+
+
+def _small(number: Any, most: int) -> int:
+    """A bound of the schema's, which may be any number, as far as the simulated model goes along with it."""
+    return int(min(max(number, 0), most)) if isinstance(number, int | float) else 0
+
+
+def _meets(pattern: str, text: str) -> bool:
+    """By JSON Schema's rules for patterns, and without searching for ever."""
+    try:
+        return jsonschema_rs.is_valid({"pattern": pattern}, text, pattern_options=_PATTERNS, offline=True)
+    except ValueError:
+        return False
 
 
 def _is_object(schema: Schema) -> bool:

@@ -33,7 +33,7 @@ OTHER = "other"
 
 CODES = ("too_many_streams", "rate_limited", "budget_exhausted", "too_many_readers", "upstream_busy")
 
-RECOVERIES = ("provider.retry", "tool.repaired", "tool.refused", "object.refused")
+RECOVERIES = ("provider.retry", "tool.repaired", "tool.refused", "object.repaired", "object.refused")
 """The custom events by which the graphs and models of the house say that something was put right, or tried anew."""
 
 PROBLEMS = ("not_json", "schema", "unknown_tool", "no_id", "repeated_id")
@@ -157,7 +157,9 @@ class Metrics:
         for code in CODES:
             self._refusals.labels(code)
         for kind in RECOVERIES:
-            for problem in PROBLEMS if kind.startswith("tool.") else ("",):
+            for problem in (
+                PROBLEMS if kind.startswith("tool.") else ("not_json",) if kind == "object.repaired" else ("",)
+            ):
                 self._recoveries.labels(kind, problem)
 
     def call(self, call: ModelCall) -> None:

@@ -218,6 +218,10 @@ async def test_a_short_answer_is_for_all_calls(answer: str, done: int) -> None:
         ({"type": "edit", "edited_action": 1}, "An edit carries the whole arguments"),
         ({"type": "edit", "edited_action": {"name": "look", "args": {}}}, "not which tool is called"),
         ({"type": "edit", "args": {"to": "ada", "amount": 0}}, "do not fit pay: amount: "),
+        (
+            {"type": "edit", "args": {"to": "ada", "amount": 1, "bcc": "eve"}},
+            "pay takes no argument bcc; it takes to, ",
+        ),
         ({"type": "edit", "args": {"to": "ada"}}, "do not fit pay: amount: "),
     ],
     ids=str,

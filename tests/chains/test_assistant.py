@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any
 
 import pytest
 from langchain_core.language_models import BaseChatModel
@@ -10,7 +11,8 @@ from langchain_core.messages.tool import invalid_tool_call
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, ToolException, tool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.types import Command
+from langgraph.prebuilt import InjectedState
+from langgraph.types import Command, interrupt
 from openai import DefaultAsyncHttpxClient
 from scripted import Scripted, words
 
@@ -163,3 +165,55 @@ def test_it_can_be_called_without_a_loop(provider: Simulator) -> None:
     assert results(messages) == ["error", "success"]
     with pytest.raises(InvalidToolArgs):
         graph.invoke({"messages": [HumanMessage("[[bad_json=cut_string&call=all]] Look up the subject Ada")]})
+
+
+async def test_tools_that_ask_a_person_themselves_get_their_own_answers_and_none_runs_twice() -> None:
+    paid, logged = [], []
+
+    @tool
+    async def pay(to: str) -> str:
+        """Pay somebody."""
+        if interrupt(f"Pay {to}?") != "yes":
+            return "not paid"
+        paid.append(to)
+        return f"paid {to}"
+
+    @tool
+    async def note(text: str) -> str:
+        """Have an effect at once."""
+        logged.append(text)
+        return "noted"
+
+    asked = [("pay", {"to": "Ada"}, "c1"), ("pay", {"to": "Mallory"}, "c2"), ("note", {"text": "x"}, "c3")]
+    turn = AIMessageChunk(
+        content="", tool_calls=[{"name": name, "args": args, "id": call_id} for name, args, call_id in asked]
+    )
+    graph = build_assistant(Scripted(turns=[[turn], words("done")]), [pay, note]).copy(
+        {"checkpointer": InMemorySaver()}
+    )
+    config: RunnableConfig = {"configurable": {"thread_id": "t"}}
+    await graph.ainvoke({"messages": [HumanMessage("pay")]}, config)
+    questions = {one.value: one.id for one in (await graph.aget_state(config)).interrupts}
+    assert questions.keys() == {"Pay Ada?", "Pay Mallory?"}
+    await graph.ainvoke(Command(resume={questions["Pay Mallory?"]: "no"}), config)
+    state = await graph.ainvoke(Command(resume={questions["Pay Ada?"]: "yes"}), config)
+    assert paid == ["Ada"]
+    assert logged == ["x"]
+    results = [one for one in state["messages"] if isinstance(one, ToolMessage)]
+    assert [(one.tool_call_id, one.content) for one in results] == [
+        ("c1", "paid Ada"),
+        ("c2", "not paid"),
+        ("c3", "noted"),
+    ]
+
+
+async def test_a_tool_that_looks_at_the_state_is_given_it() -> None:
+    @tool
+    async def count(state: Annotated[dict[str, Any], InjectedState]) -> str:
+        """Count the messages."""
+        return str(len(state["messages"]))
+
+    turn = AIMessageChunk(content="", tool_calls=[{"name": "count", "args": {}, "id": "c1"}])
+    graph = build_assistant(Scripted(turns=[[turn], words("done")]), [count])
+    state = await graph.ainvoke({"messages": [HumanMessage("how many?")]})
+    assert state["messages"][2].content == "2"

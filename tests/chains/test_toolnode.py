@@ -125,9 +125,9 @@ async def test_a_tool_knows_its_call_and_the_state() -> None:
         (ValueError("no"), "Error: ValueError: no"),
         (FileNotFoundError("/secret/path"), "Error: the tool failed (FileNotFoundError)."),
         (TimeoutError(), "Error: the tool failed (TimeoutError)."),
-        (asyncio.CancelledError(), "Error: the tool broke off without a result (CancelledError)."),
-        (SystemExit(1), "Error: the tool broke off without a result (SystemExit)."),
-        (KeyboardInterrupt(), "Error: the tool broke off without a result (KeyboardInterrupt)."),
+        (asyncio.CancelledError(), "Error: the tool broke off without a result (CancelledError)"),
+        (SystemExit(1), "Error: the tool broke off without a result (SystemExit)"),
+        (KeyboardInterrupt(), "Error: the tool broke off without a result (KeyboardInterrupt)"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -549,3 +549,13 @@ async def test_a_limit_that_strikes_finishes_the_call_for_the_reader_while_other
     assert [(event.call_id, event.status) for event in finished] == [("c0", "error"), ("c1", "ok")]
     assert str(finished[0].output).startswith("Error: work had no result within 0.05 s")
     assert not [event for event in events if isinstance(event, ToolProgress)]
+
+
+async def test_a_result_that_a_tool_wrote_under_another_id_is_its_calls_all_the_same() -> None:
+    @tool
+    async def forges() -> ToolMessage:
+        """Answer for somebody else."""
+        return ToolMessage("mine", tool_call_id="somebody-elses")
+
+    (result,) = await results(graph_of([forges]), asks("forges"))
+    assert (result.tool_call_id, result.content) == ("c0", "mine")

@@ -64,7 +64,7 @@ def test_pieces_find_their_call(pieces: list[dict[str, object]]) -> None:
 
 def test_calls_without_ids_are_told_apart_by_a_new_name() -> None:
     message = transcript([say("", piece("a", "{}")), say("", piece("b", "{")), say("", piece(None, "}"))])
-    assert [(call["name"], call["id"]) for call in message.tool_calls] == [("a", None), ("b", None)]
+    assert [(call["name"], call["id"]) for call in message.tool_calls] == [("a", "call-0"), ("b", "call-1")]
 
 
 @given(st.text(max_size=30), st.data())
@@ -86,7 +86,21 @@ def test_a_character_that_was_cut_in_two_is_one_again_and_a_lone_half_no_sound_c
 
 def test_a_message_that_came_whole_is_what_it_is() -> None:
     message = AIMessage("hello", id="m1")
-    assert transcript([message]) is message
+    assert transcript([message]) == message
+
+
+def test_arguments_that_cannot_be_kept_are_a_text_also_in_a_message_that_came_whole() -> None:
+    calls = [{"name": "a", "args": {"number": 10**30}, "id": "c1"}, {"name": "b", "args": {}, "id": None}]
+    message = transcript([AIMessage("", id="m1", tool_calls=calls)])
+    assert [(one.name, one.id, one.text) for one in written(message)] == [
+        ("a", "c1", '{"number": 1000000000000000000000000000000}'),
+        ("b", "m1-1", "{}"),
+    ]
+
+
+def test_a_call_is_never_left_without_an_id_since_nothing_could_be_its_result() -> None:
+    message = transcript([say("", piece("a", "{}", index=0), piece("b", "{", index=1), id="m1")])
+    assert [call["id"] for call in message.invalid_tool_calls] == ["m1-0", "m1-1"]
 
 
 def test_the_last_call_of_a_message_that_reached_its_limit_may_be_cut() -> None:

@@ -155,3 +155,30 @@ def test_a_summary_is_the_words_that_the_text_begins_with() -> None:
         "summary": "Ada went to sea.",
         "name": "Ada",
     }
+
+
+def test_bounds_that_nobody_could_meet_are_met_as_far_as_a_person_would_read() -> None:
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {
+            "many": {"type": "array", "items": {"type": "string"}, "minItems": 10**9},
+            "long": {"type": "string", "minLength": 10**12},
+            "tiny": {"type": "number", "multipleOf": 1e-320},
+            "odd": {"type": "array", "items": {}, "minItems": "three"},
+        },
+    }
+    filled = Filler("a text").fill(schema)
+    assert set(filled) == {"many", "long", "tiny", "odd"}
+    assert len(filled["many"]) <= 1000
+    assert len(filled["long"]) <= 10_000
+
+
+@pytest.mark.parametrize("pattern", [r"^\p{Lu}\w+$", "(?R)", "(?<=a+)b", "(", "^(a+)+$", r"\p{Nonsense}"])
+def test_a_pattern_of_another_dialect_or_one_that_searches_for_ever_stops_nothing(pattern: str) -> None:
+    text = f'"{"a" * 40}!" said Ada'
+    assert Filler(text).fill({"type": "object", "properties": {"name": {"type": "string", "pattern": pattern}}})["name"]
+
+
+def test_a_pattern_with_classes_of_letters_is_met() -> None:
+    schema = {"type": "object", "properties": {"name": {"type": "string", "pattern": r"^\p{Lu}\p{Ll}+$"}}}
+    assert Filler("Ada went home").fill(schema) == {"name": "Ada"}
