@@ -1,7 +1,7 @@
 """``approval``: the assistant's graph with a tool that has an effect on the world, which a person allows or forbids.
 
-It is the assistant but for its words: what makes it wait is the tool's own mark (see ``chains.approving``). A thread is
-needed, since the answer comes in a later request; whoever answers need not be the client that asked.
+It is the assistant but for its words: what makes it wait is the tool's own mark (see ``chains.approving``). The answer
+comes in a later request, so the conversation has a thread; whoever answers need not be the client that asked.
 """
 
 from collections.abc import Sequence

@@ -21,6 +21,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command, StateSnapshot
@@ -45,7 +46,7 @@ from app.runs.report import report
 from app.runs.run import MAX_LAG, WITHOUT_RESULT, Run
 from app.runs.scope import Attachment, Ending, Scope
 from app.runs.tap import Tap
-from app.runs.threads import Turns, conversation, is_broken, refuse_loose_calls, repair
+from app.runs.threads import Turns, conversation, is_broken, leading, refuse_loose_calls, repair
 from app.runs.watchdog import Watchdog
 
 logger = logging.getLogger("millrace.runs")
@@ -574,12 +575,12 @@ class Runner:
         run.begin()  # from here on the thread is repaired at the run's end, also when this repair is broken off
         given = value.get("messages", ()) if isinstance(value, Mapping) else ()
         if is_broken(state, given):  # its server was killed, or could not repair it
-            await self._repair(run, LOST)
+            await self._repair(run, LOST, leading(given))
 
-    async def _repair(self, run: Run, why: str) -> None:
+    async def _repair(self, run: Run, why: str, answers: Sequence[ToolMessage] = ()) -> None:
         config: RunnableConfig = {"configurable": {"thread_id": run.thread_id}}
         graph = run.agent.graph(self._ledger.saver)
-        await repair(graph, config, said=run.said(), results=run.results(), why=why)
+        await repair(graph, config, said=run.said(), results=run.results(), answers=answers, why=why)
 
     async def _settle(self, run: Run, ending: Ending) -> None:
         """Leave nothing behind but a thread that is fit for its next turn."""

@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Any
 
@@ -99,7 +100,12 @@ def is_broken(state: StateSnapshot, answers: Iterable[BaseMessage] = ()) -> bool
     """
     if state.interrupts:
         return False
-    return bool(state.tasks) or any(_results([*_messages(state), *answers], why=""))
+    return bool(state.tasks) or any(_results([*_messages(state), *leading(answers)], why=""))
+
+
+def leading(messages: Iterable[Any]) -> list[ToolMessage]:
+    """The results with which a turn's messages begin: they answer calls that the thread was left with."""
+    return list(takewhile(lambda one: isinstance(one, ToolMessage), messages))
 
 
 def refuse_loose_calls(state: StateSnapshot, given: Sequence[Any]) -> None:
@@ -117,6 +123,7 @@ def refuse_loose_calls(state: StateSnapshot, given: Sequence[Any]) -> None:
             continue
         if own and open_calls:
             raise _loose(at, "comes before the results of the calls that precede it")
+        open_calls = set()  # those that the thread was left with are answered before the turn
         if isinstance(message, AIMessage):
             calls = [*message.tool_calls, *message.invalid_tool_calls]
             ids = [call["id"] or "" for call in calls]
@@ -141,22 +148,30 @@ async def repair(
     *,
     said: Sequence[AIMessage] = (),
     results: Results = MappingProxyType({}),
+    answers: Sequence[ToolMessage] = (),
     why: str,
 ) -> None:
     """Make the thread fit for its next turn: calls without a result are told ``why``.
 
     The reader has seen what is ``said``, and the ``results`` of calls by their ids; the thread may lack them.
     """
-    await _repair(graph, graph, config, said=said, results=results, why=why)
+    await _repair(graph, graph, config, said=said, results=results, answers=answers, why=why)
     for namespace, inner in graph.get_subgraphs(recurse=True):
         if isinstance(inner, CompiledStateGraph) and inner.checkpointer is True:  # it has a memory of its own
             place: RunnableConfig = {"configurable": {**config["configurable"], "checkpoint_ns": namespace}}
             if (await graph.aget_state(place)).tasks:
-                await _repair(graph, inner, place, said=(), results=results, why=why)
+                await _repair(graph, inner, place, said=(), results=results, answers=(), why=why)
 
 
 async def _repair(
-    root: Graph, graph: Graph, config: RunnableConfig, *, said: Sequence[AIMessage], results: Results, why: str
+    root: Graph,
+    graph: Graph,
+    config: RunnableConfig,
+    *,
+    said: Sequence[AIMessage],
+    results: Results,
+    answers: Sequence[ToolMessage],
+    why: str,
 ) -> None:
     clear = [StateUpdate(None, END)]
     state = await root.aget_state(config)
@@ -165,7 +180,7 @@ async def _repair(
         state = await root.aget_state(config)
     known = _messages(state)
     ids = {message.id for message in known if isinstance(message, BaseMessage)}
-    missing = [*_results(known, why, results), *(message for message in said if message.id not in ids)]
+    missing = [*_results([*known, *answers], why, results), *(message for message in said if message.id not in ids)]
     if missing:
         # A channel without a reducer is overwritten by what it is given.
         whole = [*known, *missing] if isinstance(graph.channels.get("messages"), LastValue) else missing

@@ -237,7 +237,13 @@ async def test_a_rejected_letter_is_not_written_and_the_model_answers(client: Cl
 async def test_an_answer_that_cannot_be_followed_interrupts_again(client: Client, folder: Path) -> None:
     await client.turn(input=QUESTION)
     asked = await client.asked()
-    wrong: list[Any] = ["perhaps", {"decisions": []}, {"type": "edit", "args": {"to": "ada@example.com"}}]
+    args = asked["action_requests"][0]["args"]
+    wrong: list[Any] = [
+        "perhaps",
+        {"decisions": []},
+        {"type": "edit", "args": {"to": "ada@example.com"}},
+        {"type": "edit", "args": {**args, "bcc": "eve@example.com"}},
+    ]
     for one in wrong:
         assert (await client.turn(resume=one))["status"] == "interrupted"
         again = await client.asked()
@@ -252,6 +258,41 @@ async def test_the_answer_may_name_its_interrupt(client: Client, folder: Path) -
     (interrupt,) = (await client.thread())["interrupts"]
     assert (await client.turn(resume={interrupt["id"]: {"type": "approve"}}))["status"] == "completed"
     assert len(letters(folder)) == 1
+
+
+async def test_an_edit_with_an_argument_that_the_tool_does_not_have_is_told_so(client: Client, folder: Path) -> None:
+    await client.turn(input=QUESTION)
+    args = {**(await client.asked())["action_requests"][0]["args"], "bcc": "eve@example.com"}
+    edit = {"type": "edit", "edited_action": {"name": "send_email", "args": args}}
+    assert (await client.turn(resume={"decisions": [edit]}))["status"] == "interrupted"
+    assert "no argument bcc" in (await client.asked())["problem"]
+    assert letters(folder) == []
+
+
+@pytest.mark.parametrize("resume", [{}, {"0" * 32: "approve"}])
+async def test_an_answer_to_no_interrupt_of_the_thread_is_refused_and_the_thread_waits_on(
+    client: Client, folder: Path, resume: dict[str, Any]
+) -> None:
+    await client.turn(input=QUESTION)
+    (interrupt,) = (await client.thread())["interrupts"]
+    for one in (resume, {**resume, "0" * 32: "approve", interrupt["id"]: "approve"}):
+        refused = await client.post(resume=one)
+        assert refused.status_code == 422
+        ((problem),) = refused.json()["error"]["detail"]
+        assert problem["field"] == "resume"
+        assert interrupt["id"] in problem["message"]
+    assert (await client.thread())["status"] == "interrupted"
+    assert letters(folder) == []
+    assert (await client.turn(resume={interrupt["id"]: "approve"}))["status"] == "completed"
+    assert len(letters(folder)) == 1
+
+
+async def test_the_result_of_a_run_that_waits_has_no_state_for_an_object(client: Client) -> None:
+    """The state ends in the result of a call that was refused, so that there is no last answer to tell either."""
+    asked = f"[[bad_json=cut_string&bad_call=1]] {QUESTION} and email bob@example.com that it is red"
+    first = await client.turn(input=asked)
+    assert (await client.thread())["messages"][-1]["type"] == "tool"
+    assert (first["status"], first["object"], first["message"]) == ("interrupted", None, None)
 
 
 async def test_several_letters_are_decided_each_on_its_own(client: Client, folder: Path) -> None:
@@ -270,13 +311,33 @@ async def test_the_same_question_is_asked_about_anew(client: Client, folder: Pat
         assert len(letters(folder)) == count
 
 
-async def test_without_a_thread_nobody_can_answer_and_nothing_is_written(client: Client, folder: Path) -> None:
-    assert (await client.turn(input=QUESTION, thread_id=None))["status"] == "interrupted"
-    served = await client.http.post(
-        "/agents/approval/invoke", json={"input": {"messages": [{"role": "user", "content": QUESTION}]}}
-    )
-    assert served.status_code == 200
-    assert letters(folder) == []
+async def test_who_asks_without_a_thread_is_given_one_and_can_answer_there(client: Client, folder: Path) -> None:
+    first = await client.turn(input=QUESTION, thread_id=None)
+    assert (first["status"], letters(folder)) == ("interrupted", [])
+    events = await client.events(first["run_id"])
+    row = (await client.http.get(f"/runs/{first['run_id']}")).json()
+    assert events[0][0] == "run.started"
+    client.thread_id = events[0][1]["thread_id"]
+    assert client.thread_id
+    assert client.thread_id == row["thread_id"]
+    assert (await client.turn(resume="approve"))["status"] == "completed"
+    assert len(letters(folder)) == 1
+
+
+async def test_who_asks_by_langserve_without_a_thread_finds_it_by_the_run(client: Client, folder: Path) -> None:
+    sent = {"input": {"messages": [{"role": "user", "content": QUESTION}]}}
+    served = await client.http.post("/agents/approval/invoke", json=sent)
+    assert (served.status_code, letters(folder)) == (200, [])
+    client.thread_id = (await client.http.get(f"/runs/{served.headers['x-run-id']}")).json()["thread_id"]
+    assert (await client.asked())["action_requests"][0]["name"] == "send_email"
+    assert (await client.turn(resume="approve"))["status"] == "completed"
+    assert len(letters(folder)) == 1
+
+
+async def test_an_agent_that_asks_nobody_has_a_thread_only_where_it_is_given_one(client: Client) -> None:
+    client.agent = "assistant"
+    first = await client.turn(input="[[say=Yes]] hi", thread_id=None)
+    assert (await client.http.get(f"/runs/{first['run_id']}")).json()["thread_id"] is None
 
 
 # -- once -------------------------------------------------------------------------------------------------------------

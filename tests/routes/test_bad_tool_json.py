@@ -3,6 +3,7 @@
 The grammar is checked as the runs go (``strict``): an event out of order would fail the run.
 """
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import httpx
 import pytest
 from httpx_sse import aconnect_sse
+from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from serving import Served, serving
+from typing_extensions import override
 
 from app.runs.agent import Agent
 from app.simulator.server import Simulator
@@ -58,8 +61,19 @@ def server(provider: Simulator) -> Iterator[Served]:
         model: BaseChatModel = build_model("openai:simulated", base_url=provider.base_url)
         model = model.model_copy(update={"disable_streaming": True})
         unstreamed = Agent("unstreamed", build_assistant(model, [build_calculator()]))
-        one.runner.agents = {**one.runner.agents, "unstreamed": unstreamed}
+        graph = build_assistant(build_model("openai:simulated", base_url=provider.base_url), [build_calculator()])
+        stopped = Agent("stopped", graph.with_config(callbacks=[StopsBeforeCheck()]))
+        one.runner.agents = {**one.runner.agents, "unstreamed": unstreamed, "stopped": stopped}
         yield one
+
+
+class StopsBeforeCheck(AsyncCallbackHandler):
+    """Holds a run with a directive where the model's message is kept and not yet judged, until it is cancelled."""
+
+    @override
+    async def on_chain_start(self, serialized: Any, inputs: Any, **kwargs: Any) -> None:
+        if kwargs.get("name") == "check" and "[[" in inputs["messages"][-2].text:
+            await asyncio.Event().wait()
 
 
 async def ask(client: httpx.AsyncClient, text: str, agent: str = "assistant", **options: Any) -> Told:
@@ -160,6 +174,25 @@ async def test_a_model_that_does_not_stream_recovers_as_well(client: httpx.Async
     assert all(one in answer(events) for one in RIGHT)
     assert sorted(recoveries(events)) == sorted({**MENDED, **REFUSED}[fault])
     await the_next_question_works(client, f"{fault} unstreamed", "unstreamed")
+
+
+@pytest.mark.parametrize("fault", [*MENDED, *REFUSED])
+async def test_calls_that_a_cancel_left_unjudged_are_none_that_the_next_turn_is_refused_for(
+    client: httpx.AsyncClient, fault: str
+) -> None:
+    thread = f"{fault} cancelled"
+    request = {"input": directive(fault, "call=all"), "thread_id": thread}
+    async with aconnect_sse(client, "POST", "/agents/stopped/runs", json=request) as source:
+        async for event in source.aiter_sse():
+            if event.event == "node.started" and event.json()["node"] == "check":
+                await client.post(f"/runs/{source.response.headers['x-run-id']}/cancel")
+    assert event.json()["status"] == "cancelled"
+    messages = (await client.get(f"/threads/{thread}")).json()["messages"]
+    made = [call["id"] for name in ("tool_calls", "invalid_tool_calls") for call in messages[1][name]]
+    assert len(made) >= 2
+    assert all(made)
+    assert {one["tool_call_id"]: one["status"] for one in messages[2:]} == dict.fromkeys(made, "error")
+    await the_next_question_works(client, thread, "stopped")
 
 
 async def test_a_recovery_names_its_call_by_an_id_that_readers_know(client: httpx.AsyncClient) -> None:

@@ -1,11 +1,15 @@
 """LangServe's playground in a real browser: a person types a question, and watches the answer being written."""
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from graphs import branches, openai
-from langchain_core.runnables import RunnableLambda
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable, RunnableLambda
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import interrupt
 from machine import chromium
 from playwright.sync_api import Browser, Page, expect
 from serving import Served, serving
@@ -26,6 +30,17 @@ WATCH = """() => {
 }"""
 
 
+def asks(state: MessagesState) -> dict[str, Any]:
+    return {"messages": [AIMessage(interrupt("May I?"))]}
+
+
+def asking() -> Runnable[Any, Any]:
+    graph = StateGraph(MessagesState)
+    graph.add_node("asks", asks)
+    graph.add_edge(START, "asks")
+    return graph.compile()
+
+
 def anything(value: Any) -> Any:
     return value
 
@@ -42,6 +57,7 @@ def server(provider: Simulator) -> Iterator[Served]:
         "branches": branches(provider.base_url),
         "bare": openai(provider.base_url),
         "untyped": RunnableLambda(anything),
+        "asking": asking(),
     }
     with serving(agents, openai_base_url=provider.base_url) as one:
         yield one
@@ -163,6 +179,33 @@ def test_agents_without_messages_have_a_form_too(page: Page, server: Served) -> 
     page.locator("button").first.click()  # the plus: a message
     ask(page, "[[say=yes]]")
     expect(page.locator(OUTPUT)).to_have_text("yes", timeout=20_000)
+
+
+def test_extract_takes_a_text_and_shows_its_object(page: Page, server: Served) -> None:
+    page.goto(f"{server.url}/agents/extract/playground/")
+    expect(page.locator("textarea")).to_have_count(1)  # what may be left out, the schema and the method, is no field
+    ask(page, "Ada Lovelace met Charles Babbage in London.")
+    answer = answered(page)
+    run = server.runner.kept("127.0.0.1")[0]
+    assert (run.agent.name, run.status) == ("extract", "completed")
+    assert json.loads(answer) == run.result()["object"]
+
+
+def test_approval_says_that_it_waits_and_on_which_thread(page: Page, server: Served) -> None:
+    page.goto(f"{server.url}/agents/approval/playground/")
+    ask(page, "Email ada@example.com that the build is green")
+    answer = answered(page)
+    run = server.runner.kept("127.0.0.1")[0]
+    assert (run.agent.name, run.status) == ("approval", "interrupted")
+    assert run.thread_id is not None
+    assert "waits for a person" in answer
+    assert f"on the thread {run.thread_id}" in answer
+
+
+def test_a_graph_that_asks_without_a_thread_says_that_nobody_can_answer(page: Page, server: Served) -> None:
+    page.goto(f"{server.url}/agents/asking/playground/")
+    ask(page, "hello")
+    assert "there is no thread" in answered(page)
 
 
 def test_a_shared_link_opens(page: Page, server: Served) -> None:

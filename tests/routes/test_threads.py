@@ -5,11 +5,12 @@ from typing import Any
 
 import httpx
 import pytest
-from graphs import Slow, nested
+from graphs import Slow, nested, openai
 from httpx_sse import aconnect_sse
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
 from langgraph.types import interrupt
 from serving import Served, serving
 
@@ -33,6 +34,8 @@ def server(provider: Simulator, slow: Slow) -> Iterator[Served]:
         "nested": nested(provider.base_url),
         "asks": asks_a_person(),
         "fails": fails_after_a_call(),
+        "leaves_calls": leaves_calls(provider.base_url),
+        "makes_calls": makes_calls(),
     }
     with serving(agents, openai_base_url=provider.base_url) as one:
         yield one
@@ -70,14 +73,35 @@ def fails_after_a_call() -> Runnable[Any, Any]:
     return graph.compile()
 
 
-async def start(client: httpx.AsyncClient, agent: str, text: str, **request: Any) -> dict[str, Any]:
+def leaves_calls(base_url: str) -> Runnable[Any, Any]:
+    """Its tools are its client's: it ends with calls whose results come with the next turn."""
+    model = openai(base_url).bind_tools([build_calculator()])
+
+    async def ask(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("ask", ask)
+    graph.add_edge(START, "ask")
+    return graph.compile()
+
+
+def makes_calls() -> Runnable[Any, Any]:
+    """It makes the calls that its client hands in."""
+    graph = StateGraph(MessagesState)
+    graph.add_node("tools", ToolNode([build_calculator()]))
+    graph.add_edge(START, "tools")
+    return graph.compile()
+
+
+async def start(client: httpx.AsyncClient, agent: str, text: Any, **request: Any) -> dict[str, Any]:
     answer = await client.post(f"/agents/{agent}/runs", json={"input": text, **request})
     assert answer.status_code == 202, answer.text
     row: dict[str, Any] = answer.json()
     return row
 
 
-async def turn(client: httpx.AsyncClient, agent: str, text: str, **request: Any) -> dict[str, Any]:
+async def turn(client: httpx.AsyncClient, agent: str, text: Any, **request: Any) -> dict[str, Any]:
     """One turn, to its end."""
     run = await start(client, agent, text, **request)
     return await result(client, run["run_id"])
@@ -251,6 +275,7 @@ async def test_a_thread_that_waits_for_a_person_takes_their_answer_and_nothing_e
     told = (await client.get(f"/threads/{thread}")).json()
     assert told["status"] == "interrupted"
     assert told["interrupts"][0]["value"] == {"question": "may I?"}
+    assert first["object"] is None  # the state of a graph that waits is no answer
     answer = await client.post("/agents/asks/runs", json={"input": "well?", "thread_id": thread})
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "thread_interrupted")
     both = await client.post("/agents/asks/runs", json={"input": "x", "resume": "yes", "thread_id": thread})
@@ -276,6 +301,165 @@ async def test_what_cannot_be_is_refused(
 ) -> None:
     answer = await client.post(f"/agents/{agent}/runs", json=request_)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, code)
+
+
+# A client's own calls and results
+
+
+HI = {"type": "human", "content": "[[say=Yes]] hi"}
+
+
+def called(*ids: Any, name: str = "calculator") -> dict[str, Any]:
+    """An answer with calls, as a client hands it in."""
+    calls = [{"name": name, "args": {"expression": "6*7"}, "id": one, "type": "tool_call"} for one in ids]
+    return {"type": "ai", "content": "", "tool_calls": calls}
+
+
+def came(call_id: str) -> dict[str, Any]:
+    return {"type": "tool", "content": "42", "tool_call_id": call_id}
+
+
+OPENAIS_CALL = {"id": "c1", "type": "function", "function": {"name": "calculator", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("messages", "at"),
+    [
+        pytest.param([came("c1")], 0, id="a result without its call"),
+        pytest.param([HI, came("c1"), HI], 1, id="a result without its call, within"),
+        pytest.param([HI, called("c1"), came("c1"), came("c1"), HI], 3, id="a second result"),
+        pytest.param([HI, called("c1"), HI], 2, id="a call without its result"),
+        pytest.param([HI, called("c1", "c2"), came("c2"), HI], 3, id="one of two without its result"),
+        pytest.param([HI, called("c1"), HI, came("c1")], 2, id="a result that comes too late"),
+        pytest.param([HI, {"role": "assistant", "tool_calls": [OPENAIS_CALL]}, HI], 2, id="in OpenAI's form"),
+        pytest.param([HI, called(None), HI], 1, id="an id that is null"),
+        pytest.param([HI, called(""), came("")], 1, id="an id that is empty"),
+        pytest.param([HI, called("c1", "c1"), came("c1"), HI], 1, id="the same id twice"),
+        pytest.param([HI, called("x" * 100_000), came("x" * 100_000)], 1, id="an id of 100 KB"),
+        pytest.param([HI, called("c1", name="calculator\r\nX-A: b"), came("c1")], 1, id="a name of two lines"),
+        pytest.param([HI, called("c1", name=""), came("c1")], 1, id="no name"),
+    ],
+)
+async def test_calls_and_results_that_no_provider_takes_are_refused_and_the_thread_stays_usable(
+    client: httpx.AsyncClient, thread: str, messages: list[Any], at: int
+) -> None:
+    before = await turn(client, "assistant", "[[say=Hello]] I am Ann", thread_id=thread)
+    answer = await client.post("/agents/assistant/runs", json={"input": {"messages": messages}, "thread_id": thread})
+    assert answer.status_code == 422, answer.text
+    error = answer.json()["error"]
+    assert (error["code"], [one["field"] for one in error["detail"]]) == ("invalid_input", [f"input.messages[{at}]"])
+    assert len(answer.content) < 1000
+    after = await turn(client, "assistant", "[[say=Fine]] hi", thread_id=thread)
+    assert [(one["status"], one["text"]) for one in (before, after)] == [("completed", "Hello"), ("completed", "Fine")]
+    assert [kind for kind, _ in await conversation(client, thread)] == ["human", "ai", "human", "ai"]
+
+
+async def test_they_are_refused_as_well_when_their_turn_comes_only_later(
+    client: httpx.AsyncClient, thread: str
+) -> None:
+    options = {"thread_id": thread, "multitask_strategy": "enqueue"}
+    first = await start(client, "assistant", SILENT, **options)
+    second = await start(client, "assistant", {"messages": [came("c1")]}, **options)
+    await client.post(f"/runs/{first['run_id']}/cancel")
+    assert (await result(client, second["run_id"]))["status"] == "failed"
+    assert (await client.get(f"/runs/{second['run_id']}")).json()["reason"] == "invalid_input"
+    assert (await turn(client, "assistant", "[[say=Fine]] hi", thread_id=thread))["text"] == "Fine"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        pytest.param([HI, called("c1", "c2"), came("c2"), came("c1"), {"type": "ai", "content": "42"}, HI], id="all"),
+        pytest.param([HI, {"role": "assistant", "tool_calls": [OPENAIS_CALL]}, came("c1"), HI], id="in OpenAI's form"),
+        pytest.param([HI, called("c1"), came("c1"), HI, called("c1"), came("c1"), HI], id="the same ids in two turns"),
+        pytest.param([HI, called("x" * 64), came("x" * 64), HI], id="a long id"),
+    ],
+)
+async def test_a_history_with_calls_and_their_results_is_taken(
+    client: httpx.AsyncClient, thread: str, messages: list[Any]
+) -> None:
+    first = await turn(client, "assistant", {"messages": messages}, thread_id=thread)
+    assert (first["status"], first["text"]) == ("completed", "Yes")
+    assert len(await conversation(client, thread)) == len(messages) + 1
+    assert (await turn(client, "assistant", "[[say=Fine]] hi", thread_id=thread))["text"] == "Fine"
+
+
+async def leaves(client: httpx.AsyncClient, thread: str) -> list[str]:
+    """The ids of two calls that the thread is left with."""
+    first = await turn(client, "leaves_calls", "What is 6*7 and what is 3+4?", thread_id=thread)
+    assert first["status"] == "completed"
+    calls = (await client.get(f"/threads/{thread}")).json()["messages"][-1]["tool_calls"]
+    return [call["id"] for call in calls]
+
+
+@pytest.mark.parametrize("then", [[], [HI]])
+async def test_calls_that_the_thread_was_left_with_take_their_results(
+    client: httpx.AsyncClient, thread: str, then: list[Any]
+) -> None:
+    first, second = await leaves(client, thread)
+    answer = await turn(client, "leaves_calls", {"messages": [came(second), came(first), *then]}, thread_id=thread)
+    assert answer["status"] == "completed"
+    assert answer["text"] == "Yes" if then else "6*7 = 42" in answer["text"]
+    kinds = [kind for kind, _ in await conversation(client, thread)]
+    assert kinds == ["human", "ai", "tool", "tool", *(["human"] if then else []), "ai"]
+
+
+async def test_calls_that_the_thread_was_left_with_may_be_left(client: httpx.AsyncClient, thread: str) -> None:
+    await leaves(client, thread)
+    assert (await turn(client, "leaves_calls", "[[say=Fine]] never mind", thread_id=thread))["text"] == "Fine"
+    messages = (await client.get(f"/threads/{thread}")).json()["messages"]
+    assert [one["status"] for one in messages if one["type"] == "tool"] == ["error", "error"]
+
+
+@pytest.mark.parametrize("then", [[], [HI]])
+async def test_of_calls_that_the_thread_was_left_with_one_may_be_answered(
+    client: httpx.AsyncClient, thread: str, then: list[Any]
+) -> None:
+    _, second = await leaves(client, thread)
+    answer = await turn(client, "leaves_calls", {"messages": [came(second), *then]}, thread_id=thread)
+    assert answer["status"] == "completed"
+    messages = (await client.get(f"/threads/{thread}")).json()["messages"]
+    assert {one["tool_call_id"]: one["status"] for one in messages if one["type"] == "tool"}[second] == "success"
+    assert (await turn(client, "leaves_calls", "[[say=Fine]] hi", thread_id=thread))["text"] == "Fine"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+async def test_a_result_that_comes_behind_another_message_is_no_result_of_a_call_before_it(
+    client: httpx.AsyncClient, thread: str, which: int
+) -> None:
+    ids = await leaves(client, thread)
+    messages = [*map(came, ids[:which]), HI, *map(came, ids[which:])]
+    sent = {"input": {"messages": messages}, "thread_id": thread}
+    assert (await client.post("/agents/leaves_calls/runs", json=sent)).status_code == 422
+    assert (await turn(client, "leaves_calls", "[[say=Fine]] hi", thread_id=thread))["text"] == "Fine"
+
+
+async def test_a_history_that_is_handed_in_after_open_calls_leaves_none_of_them_open(
+    client: httpx.AsyncClient, thread: str
+) -> None:
+    await leaves(client, thread)
+    messages = [HI, called("c9"), came("c9"), {"type": "ai", "content": "42"}, HI]
+    assert (await turn(client, "leaves_calls", {"messages": messages}, thread_id=thread))["text"] == "Yes"
+    assert (await turn(client, "leaves_calls", "[[say=Fine]] hi", thread_id=thread))["text"] == "Fine"
+
+
+async def test_calls_that_a_client_hands_in_last_are_the_graphs_to_make(client: httpx.AsyncClient, thread: str) -> None:
+    for asked in (called("c1"), called("c2")):
+        made = await turn(client, "makes_calls", {"messages": [HI, asked]}, thread_id=thread)
+        assert made["status"] == "completed"
+    assert [kind for kind, _ in await conversation(client, thread)] == ["human", "ai", "tool"] * 2
+    messages = (await client.get(f"/threads/{thread}")).json()["messages"]
+    assert [(one["tool_call_id"], one["status"]) for one in messages if one["type"] == "tool"] == [
+        ("c1", "success"), ("c2", "success"),
+    ]  # fmt: skip
+
+
+async def test_calls_that_a_client_hands_in_last_and_that_nobody_makes_are_answered_before_the_next_turn(
+    client: httpx.AsyncClient, thread: str
+) -> None:
+    await turn(client, "assistant", {"messages": [HI, called("c1")]}, thread_id=thread)
+    assert (await turn(client, "assistant", "[[say=Fine]] hi", thread_id=thread))["text"] == "Fine"
+    assert [kind for kind, _ in await conversation(client, thread)] == ["human", "ai", "tool", "human", "ai"]
 
 
 async def test_a_thread_belongs_to_one_agent(client: httpx.AsyncClient, thread: str) -> None:

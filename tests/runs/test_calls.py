@@ -1,19 +1,26 @@
 """Tool calls where providers and graphs make it hard to tell which is which."""
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.callbacks import adispatch_custom_event
-from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
-from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph import START, MessagesState, StateGraph, add_messages
 from langgraph.prebuilt import ToolNode
+from runners import Halt, runner_of
+from runners import told as read
 from scripted import Gate, piece, say
 from telling import Told, asks, loop, model, row, told, without_model
 
-from app.events.event import Custom, ToolArgs, ToolFinished, ToolPending, ToolProgress, ToolStarted
+from app.events.event import Custom, Event, NodeFinished, ToolArgs, ToolFinished, ToolPending, ToolProgress, ToolStarted
+from app.events.request import RunRequest
 from app.runs.calls import MAX_TOOL_OUTPUT, own_id
+from app.runs.run import Run
+from app.runs.runner import Runner
 
 LABELS = {"get": "Getting…", "get_weather": "Looking up the weather…", "look_up": "Looking up…"}
 
@@ -134,6 +141,97 @@ async def test_branches_whose_providers_give_the_same_ids_keep_their_calls_apart
     finished = {one.call_id: one.output for one in run.all(ToolFinished)}
     assert len(started) == 2
     assert started == finished
+
+
+class Channels(TypedDict):
+    """A channel for each of two branches that run beside each other in the graph itself."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+    one: Annotated[list[AnyMessage], add_messages]
+    two: Annotated[list[AnyMessage], add_messages]
+
+
+Work = Callable[[], Awaitable[Any]]
+
+
+async def at_once() -> None:
+    """Nothing to wait for."""
+
+
+def two_branches(*, first: Work, second: Work = at_once, after_second: Work = at_once) -> Any:
+    """Each calls its own tool, by the same id; the tools wait, and so does the second one's node when it is done."""
+
+    @tool
+    async def work_one() -> str:
+        """Do the first one's work."""
+        await first()
+        return "one"
+
+    @tool
+    async def work_two() -> str:
+        """Do the second one's work."""
+        await second()
+        return "two"
+
+    graph: Any = StateGraph(Channels)
+    for name, work, after in (("one", work_one, at_once), ("two", work_two, after_second)):
+        asked, node = model([say("", piece(work.name, "{}", "call_0", 0))]), ToolNode([work], messages_key=name)
+
+        async def ask(state: Any, name: str = name, asked: Any = asked) -> Any:
+            return {name: [await asked.ainvoke(state["messages"])]}
+
+        async def tools(state: Any, config: RunnableConfig, node: Any = node, after: Work = after) -> Any:
+            results = await node.ainvoke(state, config)
+            await after()
+            return results
+
+        graph.add_node(f"ask_{name}", ask)
+        graph.add_node(f"tools_{name}", tools)
+        graph.add_edge(START, f"ask_{name}")
+        graph.add_edge(f"ask_{name}", f"tools_{name}")
+    return graph.compile()
+
+
+async def begun(runner: Runner) -> Run:
+    return await runner.start(runner.agent("one"), RunRequest(input="go"), user="ann", streams=False)
+
+
+async def until(run: Run, wanted: Callable[[Event], bool]) -> None:
+    """Read the run until there was such an event."""
+    reader = run.subscribe(0)
+    async with asyncio.timeout(20):
+        found = False
+        while not found:
+            found = any(wanted(entry.event) for entry in await reader.read())
+
+
+def is_over(event: Event) -> bool:
+    return isinstance(event, NodeFinished) and event.node == "tools_one"
+
+
+async def test_a_node_that_is_over_ends_no_call_of_another_branch_that_has_the_same_id() -> None:
+    slow = Halt()
+    async with runner_of(two_branches(first=at_once, second=slow)) as runner:
+        run = await begun(runner)
+        await until(run, is_over)
+        slow.open.set()
+        events = await read(run)
+    done = [one for one in events if isinstance(one, ToolFinished)]
+    assert [(one.name, one.node, one.status, one.output) for one in done] == [
+        ("work_one", "tools_one", "ok", "one"), ("work_two", "tools_two", "ok", "two"),
+    ]  # fmt: skip
+
+
+async def test_the_results_of_branches_that_have_the_same_ids_are_kept_apart() -> None:
+    fast, held = Halt(), Halt()
+    async with runner_of(two_branches(first=fast, after_second=held)) as runner:
+        run = await begun(runner)
+        await held.reached.wait()  # the second has its result, which its node has not handed to the graph
+        fast.open.set()
+        await until(run, is_over)
+        assert {call_id: one.content for call_id, one in run.results().items()} == {"call_0": "two"}
+        held.open.set()
+        await read(run)
 
 
 # Results

@@ -105,9 +105,9 @@ def caller(message: AIMessage, *, branching_start: bool = False) -> StateGraph[A
     return graph  # type: ignore[no-any-return]
 
 
-async def left_before(node: str, graph: StateGraph[Any, Any, Any, Any]) -> Any:
+async def left_before(node: str, graph: StateGraph[Any, Any, Any, Any], *earlier: BaseMessage) -> Any:
     built = graph.compile(checkpointer=InMemorySaver(), interrupt_before=[node])
-    await built.ainvoke({"messages": [HumanMessage("hi", id="h-1")]}, CONFIG)
+    await built.ainvoke({"messages": [*earlier, HumanMessage("hi", id="h-1")]}, CONFIG)
     return built
 
 
@@ -128,6 +128,32 @@ async def test_each_open_call_gets_an_error_result_and_nothing_is_left_to_do(bra
     assert [result.tool_call_id for result in results] == ["c1", "c2", "bad"]
     assert {(result.status, result.content) for result in results} == {("error", "Error: It was stopped.")}
     assert not is_broken(await graph.aget_state(CONFIG))
+
+
+@pytest.mark.parametrize("calls", [("c1",), ("c1", "c2")])
+async def test_a_call_has_no_result_by_that_of_an_earlier_turn_which_had_the_same_id(calls: tuple[str, ...]) -> None:
+    """Some providers count their calls, and begin anew with each answer."""
+    first = asks("c1", "c2").model_copy(update={"id": "m-0"})
+    done = [ToolMessage("done", tool_call_id=one, id=f"t-{one}") for one in ("c1", "c2")]
+    earlier = [HumanMessage("go", id="h-0"), first, *done, AIMessage("Done.", id="m-00")]
+    graph = await left_before("tools", caller(asks(*calls)), *earlier)
+    await repair(graph, CONFIG, said=(), why="It was stopped.")
+    messages = await messages_of(graph)
+    assert messages[: len(earlier)] == earlier
+    results = [one for one in messages[len(earlier) :] if isinstance(one, ToolMessage)]
+    assert [(one.tool_call_id, one.status) for one in results] == [(one, "error") for one in calls]
+    assert not is_broken(await graph.aget_state(CONFIG))
+
+
+async def test_a_thread_whose_repair_was_broken_off_is_known_though_an_earlier_turn_had_the_same_ids() -> None:
+    graph = await left_before("tools", caller(asks("c1")))
+    await graph.ainvoke(None, CONFIG)
+    assert not is_broken(await graph.aget_state(CONFIG))
+    await graph.aupdate_state(CONFIG, {"messages": [asks("c1").model_copy(update={"id": "m-2"})]}, as_node="tools")
+    state = await graph.aget_state(CONFIG)
+    assert state.next == ()
+    assert is_broken(state)
+    assert not is_broken(state, [ToolMessage("ok", tool_call_id="c1")])
 
 
 async def test_what_was_said_is_appended_once_and_after_the_results() -> None:
