@@ -5,8 +5,8 @@ Every call it runs gets a result that the model can read, whatever the tool does
 nobody asked for and a time limit are error results, and none takes the other calls with it.
 
 - As many tools are at work at once as there are places: the run's ``tool_places`` for all its graphs together, where
-  a server made the run, else ``ToolLimits.at_once`` for each invocation of the node. A tool that is called inside a tool
-  takes none: it would wait for the one that waits for it.
+  a server made the run, else ``ToolLimits.at_once`` for each invocation of the node. A tool that is called inside a
+  tool takes none: it would wait for the one that waits for it.
 - The wait for a call ends at its time limit. What the tool awaits is cancelled then; a thread is left behind, since
   nothing stops one.
 - What the model is given of an output is cut; artifacts are left as they are, and so is what callbacks are told.
