@@ -1,7 +1,6 @@
 """The assistant's graph on its own: no server, a real provider's wire."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
 import pytest
@@ -13,7 +12,6 @@ from langchain_core.tools import BaseTool, ToolException, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.prebuilt import InjectedState
 from langgraph.types import Command, interrupt
-from openai import DefaultAsyncHttpxClient
 from scripted import Scripted, words
 
 from app.simulator.server import Simulator
@@ -21,19 +19,6 @@ from chains.assistant import build_assistant
 from chains.checking import InvalidToolArgs
 from chains.models import build_model
 from chains.toolnode import ToolLimits
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Simulator]:
-    with Simulator(tokens_per_second=0) as one:
-        yield one
-
-
-@pytest.fixture
-async def model(provider: Simulator) -> AsyncIterator[BaseChatModel]:
-    """With a client of this test's loop: the default one is shared by all loops of the process."""
-    async with DefaultAsyncHttpxClient() as client:
-        yield build_model("openai:simulated", base_url=provider.base_url, client=client)
 
 
 class Meeting:

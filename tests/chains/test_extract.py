@@ -1,6 +1,6 @@
 """The extraction's graph on its own: no server, a real provider's wire."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, get_args
 
 import pytest
@@ -23,19 +23,6 @@ METHODS: tuple[Method, ...] = get_args(Method)
 CITY = {"title": "City", "type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Simulator]:
-    with Simulator(tokens_per_second=0) as one:
-        yield one
-
-
-@pytest.fixture
-async def model(provider: Simulator) -> AsyncIterator[BaseChatModel]:
-    """With a client of this test's loop: the default one is shared by all loops of the process."""
-    async with DefaultAsyncHttpxClient() as client:
-        yield build_model("openai:simulated", base_url=provider.base_url, client=client)
 
 
 @pytest.fixture

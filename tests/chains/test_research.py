@@ -1,7 +1,7 @@
 """The research graph on its own: what its models are asked, what comes of it, and what is left of a turn."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,11 +13,10 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command, interrupt
-from openai import BadRequestError, DefaultAsyncHttpxClient
+from openai import BadRequestError
 from typing_extensions import override
 
 from app.simulator.server import Simulator
-from chains.models import build_model
 from chains.research import INVESTIGATION, MAX_BRANCHES, PLANNING, SYNTHESIS, build_research
 from tools.calculator import build_calculator
 
@@ -90,18 +89,6 @@ def thread(name: str = "t") -> RunnableConfig:
     return {"configurable": {"thread_id": name}}
 
 
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Simulator]:
-    with Simulator(tokens_per_second=0) as one:
-        yield one
-
-
-@pytest.fixture
-async def simulated(provider: Simulator) -> AsyncIterator[BaseChatModel]:
-    async with DefaultAsyncHttpxClient() as client:
-        yield build_model("openai:simulated", base_url=provider.base_url, client=client)
-
-
 async def test_branches_run_at_the_same_time_and_their_findings_stand_in_the_order_of_the_plan() -> None:
     last_is_done = asyncio.Event()
 
@@ -169,12 +156,12 @@ async def test_what_a_turn_found_before_it_was_cancelled_is_not_taken_for_the_ne
     "plan", ["No.", "{", "[]", '{"questions": []}', '{"questions": "no"}', '{"questions": [3, null, " "]}', "{}"]
 )
 async def test_a_plan_that_cannot_be_used_is_one_branch_with_the_conversation_itself(
-    simulated: BaseChatModel, provider: Simulator, plan: str
+    model: BaseChatModel, provider: Simulator, plan: str
 ) -> None:
     said = "".join(f"%{byte:02x}" for byte in plan.encode())
     before = len(provider.requests)
     question = {"messages": [HumanMessage("Hi"), AIMessage("Hello"), HumanMessage(f"[[say={said}]] count to 3")]}
-    output = await research(simulated, build_calculator()).ainvoke(question)
+    output = await research(model, build_calculator()).ainvoke(question)
     assert [one.roles for one in provider.requests[before:]] == [
         ("system", "user", "assistant", "user"),
         ("system", "user", "assistant", "user"),
@@ -225,9 +212,9 @@ async def test_when_all_branches_fail_the_run_fails_by_an_error_of_theirs() -> N
     assert output["messages"][-1].text == "All of it."
 
 
-async def test_a_planner_that_fails_fails_the_run(simulated: BaseChatModel) -> None:
+async def test_a_planner_that_fails_fails_the_run(model: BaseChatModel) -> None:
     with pytest.raises(BadRequestError):
-        await research(simulated, build_calculator()).ainvoke(asking("[[status=400]] hi"))
+        await research(model, build_calculator()).ainvoke(asking("[[status=400]] hi"))
 
 
 async def test_a_cancel_reaches_every_branch() -> None:

@@ -147,7 +147,7 @@ async def test_what_is_not_certain_is_made_again_and_the_answer_is_right(
     await the_next_question_works(client, thread)
 
 
-@pytest.mark.parametrize("pieces", PIECES[:2])  # byte by byte, four attempts take seconds
+@pytest.mark.parametrize("pieces", PIECES)
 @pytest.mark.parametrize("fault", REFUSED)
 async def test_a_model_that_never_learns_ends_in_the_named_error(
     client: httpx.AsyncClient, fault: str, pieces: str

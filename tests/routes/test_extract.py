@@ -71,6 +71,16 @@ async def test_an_object_of_thirty_fields_is_told_field_by_field(
     assert {"token", "tool.pending", "tool.args"}.isdisjoint(event.event for event in events)
 
 
+@pytest.mark.parametrize("method", METHODS)
+async def test_an_object_that_comes_byte_by_byte_is_told_the_same(client: httpx.AsyncClient, method: Method) -> None:
+    properties = {"name": {"type": "string"}, "home": {"type": "object", "properties": {"floor": {"type": "integer"}}}}
+    schema = {"title": "Person", "type": "object", "properties": properties, "required": ["name", "home"]}
+    events = await run(client, asked("[[byte_by_byte=1]] Name: Ada, floor: 17", schema=schema, method=method))
+    fields = [(one["path"], one["value"]) for one in named(events, "object.field")]
+    assert fields == [(["name"], "Ada"), (["home", "floor"], 17)]
+    assert (await result(client, events))["object"] == {"name": "Ada", "home": {"floor": 17}}
+
+
 @pytest.fixture
 async def remote(served: Served) -> AsyncIterator[Any]:
     one: Any = RemoteRunnable(f"{served.url}/agents/extract", timeout=20)

@@ -1,10 +1,13 @@
 """Tool calls where providers and graphs make it hard to tell which is which."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.callbacks import adispatch_custom_event
 from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -21,6 +24,7 @@ from app.events.request import RunRequest
 from app.runs.calls import MAX_TOOL_OUTPUT, own_id
 from app.runs.run import Run
 from app.runs.runner import Runner
+from chains import transcript
 
 LABELS = {"get": "Getting…", "get_weather": "Looking up the weather…", "look_up": "Looking up…"}
 
@@ -232,6 +236,13 @@ async def test_the_results_of_branches_that_have_the_same_ids_are_kept_apart() -
         assert {call_id: one.content for call_id, one in run.results().items()} == {"call_0": "two"}
         held.open.set()
         await read(run)
+
+
+@given(st.text(max_size=60), st.integers(0, 300))
+def test_our_own_graphs_name_such_a_call_by_the_same_id(message_id: str, number: int) -> None:
+    call_id = own_id(message_id, number)
+    assert call_id == transcript.own_id(message_id, number)
+    assert re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", call_id)  # what OpenAI and Anthropic take back
 
 
 # Results

@@ -1,0 +1,23 @@
+"""What the agents' tests share: a provider that is not slow, and a model that speaks to it."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from openai import DefaultAsyncHttpxClient
+
+from app.simulator.server import Simulator
+from chains.models import build_model
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[Simulator]:
+    with Simulator(tokens_per_second=0) as one:
+        yield one
+
+
+@pytest.fixture
+async def model(provider: Simulator) -> AsyncIterator[BaseChatModel]:
+    """With a client of this test's loop: the default one is shared by all loops of the process."""
+    async with DefaultAsyncHttpxClient() as client:
+        yield build_model("openai:simulated", base_url=provider.base_url, client=client)
