@@ -3,6 +3,8 @@
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
+# Processes that share the suite, a file each: tests wait more than they compute, so more than there are cores.
+TESTERS ?= 3
 BIN := .venv/bin
 
 .PHONY: run test check setup lock clean
@@ -11,7 +13,7 @@ run: .venv/ready  ## serve the built-in agents on http://$(HOST):$(PORT)
 	$(BIN)/millrace serve --host $(HOST) --port $(PORT)
 
 test: .venv/ready  ## the whole suite; a missing machine program skips its tests and is named
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile $(ARGS)
 
 check: .venv/ready  ## lint and types
 	$(BIN)/ruff check .
