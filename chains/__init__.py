@@ -9,10 +9,13 @@
 ``extract``         an object out of a text; ``facts`` is its own schema, ``schema`` a client's, ``objects`` reads it
 ------------------  ---------------------------------------------------------------------------------------------
 ``models``          the model of all of them; ``answering``, ``retries``, ``overlap`` are how it answers
+``quick``           has every ``ChatOpenAI`` of the process read its streams as ``deltas``, with ``lane`` for plain text
+``transport``       HTTP to the provider: ``connection``, ``http11``, ``dialling``
 ``transcript``      a model's message as it was written, before anybody reads it as calls
 ``checking``        the node that judges calls; ``repair`` mends texts, ``arguments`` asks the tool's schema
 ``approving``       the node that asks a person
 ``toolnode``        the node that runs tools, with bounds
+``edge``            where a step leads, decided without a thread
 ==================  =============================================================================================
 
 They know LangChain, LangGraph and ``tools/``, and nothing of the server: what is built here can be called from a

@@ -15,6 +15,7 @@ Errors of callbacks pass through; they are the run's, not the provider's.
 
 import asyncio
 import re
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
@@ -36,11 +37,9 @@ from langchain_core.runnables.config import (
 )
 from langchain_core.utils.uuid import uuid7
 
+from chains.lane import CONTROL, Caller, Lane, Lanes, caller, lane_ahead
 from chains.overlap import Overlap
 from chains.retries import Retries, Retry
-
-CONTROL = "__millrace"
-"""The key in a config's ``configurable`` under which the ``Control`` lies."""
 
 RETRY_EVENT = "provider.retry"
 """The custom event of a repeated attempt; its data is ``Retry.data()``."""
@@ -64,8 +63,8 @@ _CLAUDE_WITH_PREFILL = re.compile(
 ModelT = TypeVar("ModelT", bound=BaseChatModel)
 
 
-class Control(Protocol):
-    """What a run wants of its model calls."""
+class Control(Lanes, Protocol):
+    """What a run wants of its model calls. It lies in a config's ``configurable``, under ``CONTROL``."""
 
     @property
     def max_tokens(self) -> int | None:
@@ -126,22 +125,26 @@ def _known_to_prefill(model: BaseChatModel) -> bool:
 class Call:
     """One call of a model: what LangChain's public method knows of it, for the method that talks to the provider.
 
-    LangChain passes neither the call's id nor its config on to that one. ``stream`` is what the latter reads from.
+    LangChain passes neither the call's id nor its config on to that one. ``stream`` is what the latter reads from,
+    ``asks`` is LangChain's method that does, and ``lane`` the way of plain text past it; there need be neither.
     """
 
     def __init__(self, run_id: UUID, config: RunnableConfig) -> None:
         self.run_id = run_id
         self.config = config
+        self.asks: Caller | None = None
+        self.lane: Lane | None = None
         self.begun = False
         self.stream: AsyncGenerator[ChatGenerationChunk] | Generator[ChatGenerationChunk] | None = None
 
     @contextmanager
     def known(self) -> Iterator[None]:
         """The call in progress, for what is called meanwhile."""
-        token = _CALL.set(self)
+        token, ahead = _CALL.set(self), lane_ahead.set(self.lane)
         try:
             yield
         finally:
+            lane_ahead.reset(ahead)
             _CALL.reset(token)
 
     async def aclose(self) -> None:
@@ -426,6 +429,7 @@ class Streaming(Answering):
         call = _begun(run_manager)
         if call is None:
             return super()._astream(messages, stop, run_manager, **kwargs)
+        call.asks = caller(sys._getframe(1))  # noqa: SLF001
         call.stream = self._aanswer(call, messages, stop, run_manager, kwargs)
         return call.stream
 
@@ -455,6 +459,8 @@ class Streaming(Answering):
         kwargs: dict[str, Any],
     ) -> AsyncGenerator[ChatGenerationChunk]:
         messages, kwargs, continuation = self._asked(call, messages, kwargs)
+        if call.asks is not None and continuation is None:
+            call.lane = call.asks.lane(call.control)
         attempts = self._aattempts(call, messages, stop, kwargs)
         async with aclosing(_ajoined(continuation, attempts) if continuation else attempts) as chunks:
             async for chunk in chunks:

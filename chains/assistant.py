@@ -22,6 +22,7 @@ from langgraph.types import Send
 
 from chains.approving import build_approve, needs_approval
 from chains.checking import build_check, give_up, gives_up
+from chains.edge import edge
 from chains.toolnode import ToolLimits, build_tool_node, open_calls
 from chains.transcript import transcript
 
@@ -58,11 +59,11 @@ def build_assistant(
     graph.add_node("tools", runs)
     graph.add_node("give_up", RunnableLambda(_give_up, _agive_up))
     graph.add_edge(START, "model")
-    graph.add_conditional_edges("model", _spoken, ["check", END])
-    graph.add_conditional_edges("check", checked, ["tools", "model", "give_up", *(["approve"] if asks else [])])
+    graph.add_conditional_edges("model", edge(_spoken), ["check", END])
+    graph.add_conditional_edges("check", edge(checked), ["tools", "model", "give_up", *(["approve"] if asks else [])])
     if asks:
         graph.add_node("approve", build_approve(tools))
-        graph.add_conditional_edges("approve", approved, ["tools", "model"])
+        graph.add_conditional_edges("approve", edge(approved), ["tools", "model"])
     graph.add_edge("tools", "model")
     graph.add_edge("give_up", END)
     return graph.compile().with_config(recursion_limit=MAX_STEPS)

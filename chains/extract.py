@@ -28,6 +28,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from chains.edge import edge
 from chains.facts import Facts
 from chains.objects import Refused, correction, read, settled
 from chains.schema import BadSchema, Schema, Unfit, of_model, of_request
@@ -156,7 +157,7 @@ def build_extract(
     graph.add_node("extract", RunnableLambda(answer, aanswer))
     graph.add_node("correct", RunnableLambda(answer, aanswer))
     graph.add_edge(START, "extract")
-    graph.add_conditional_edges("extract", _next, ["correct", END])
+    graph.add_conditional_edges("extract", edge(_next), ["correct", END])
     graph.add_edge("correct", END)
     return graph.compile()
 

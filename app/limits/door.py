@@ -12,8 +12,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Self
 
@@ -67,6 +66,28 @@ class Slot:
         self.release()
 
 
+class Seat:
+    """A reader's place among its user's. Closing it twice is closing it once."""
+
+    __slots__ = ("_user",)
+
+    def __init__(self, user: _User) -> None:
+        self._user: _User | None = user
+        user.readers += 1
+
+    def close(self) -> None:
+        """Give it back."""
+        if self._user is not None:
+            self._user.readers -= 1
+            self._user = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class Door:
     """Lets runs and readers in. ``clock`` is monotonic seconds, ``today`` the time of day in UTC."""
 
@@ -115,16 +136,10 @@ class Door:
             self._check_budget(slot.user, limits)
             self._take(slot, known)
 
-    @contextmanager
-    def reading(self, user: str) -> Iterator[None]:
-        """Be one of the user's readers. Raises ``TooManyReaders``."""
+    def reading(self, user: str) -> "Seat":
+        """Be one of the user's readers, until it is closed. Raises ``TooManyReaders``."""
         self.check_reader(user)
-        known = self._user(user)
-        known.readers += 1
-        try:
-            yield
-        finally:
-            known.readers -= 1
+        return Seat(self._user(user))
 
     def check_reader(self, user: str) -> None:
         """Raises ``TooManyReaders`` when the user has as many as may be."""

@@ -42,6 +42,7 @@ from app.limits.gate import Gate
 from app.runs.agent import OBJECT, Agent
 from app.runs.books import Account
 from app.runs.failure import Failure
+from app.runs.lane import Lane, are_deaf
 from app.runs.message import Held
 from app.runs.passage import Passage
 from app.runs.scope import Ending, Scope
@@ -92,7 +93,7 @@ class Run:
     ``slot`` is its place among its user's runs, ``gate`` where its model calls wait, each for ``queue_timeout_s`` at
     the most. ``max_tokens`` bounds each answer; the models that Millrace builds read it. ``tool_places`` bounds the
     tools at work at once; the graphs that Millrace builds take one for each. ``durable``: it is paused, and another
-    process could go on with it.
+    process could go on with it. ``direct``: nobody but its log wants to be shown what its models say, token by token.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Run:
         watchdog: Watchdog | None = None,
         lag: Lag = MAX_LAG,
         pausable: bool = False,
+        direct: bool = False,
         max_tokens: int | None = None,
         slot: Slot | None = None,
         gate: Gate | None = None,
@@ -126,6 +128,7 @@ class Run:
         self.pausable = pausable
         self.held: list[Held] | None = None
         self.durable = False
+        self.direct = direct
         self.max_tokens = request.max_tokens if max_tokens is None else max_tokens
         self.slot = slot
         self.passage = None if gate is None else Passage(gate, user, scope, self._queued, timeout_s=queue_timeout_s)
@@ -152,6 +155,7 @@ class Run:
         self._grammar = grammar
         self._lag = lag
         self._pause_wanted: str | None = None
+        self._early: dict[str, list[tuple[Lane, str]]] = {}
         self._translator = Translator(agent.labels, self.meter)
         self._translator.pause_after = request.pause_after
         self._result: dict[str, Any] | None = None
@@ -189,6 +193,44 @@ class Run:
             self.append(event)
             if tap is not None and tap.events:
                 tap.put(event)
+        if self._early:
+            for early in self._early.pop(raw["run_id"], ()) if self._translator.begun(raw["run_id"]) else ():
+                self._tell(*early)
+        self._look_for_pause()
+
+    def lane(self, call: UUID, message_id: str, handlers: Sequence[object]) -> Lane | None:
+        """A way for a model call's plain text past LangChain; ``None`` where somebody listens to every chunk.
+
+        ``message_id`` is what LangChain will call the answer.
+        """
+        if not self.direct or self.meter not in handlers:
+            return None
+        others = [one for one in handlers if one is not self.meter and one is not self.passage]
+        return Lane(self, call, message_id) if are_deaf(others) else None
+
+    def hear(self, lane: Lane, text: str) -> bool:
+        """A piece of plain text that has come by a call's lane. False: it must come the usual way, where it can fail.
+
+        What comes before LangChain's event stream has told of the call waits for that.
+        """
+        if self.finished or self.scope.over:
+            return True  # as what is fed then, it goes nowhere; and the call is being cancelled
+        try:
+            if self._translator.begun(lane.run_id):
+                self._tell(lane, text)
+            else:
+                self._early.setdefault(lane.run_id, []).append((lane, text))
+        except LogFull:
+            return False
+        self.meter.hear(lane.call, text)
+        self._look_for_pause()
+        return True
+
+    def _tell(self, lane: Lane, text: str) -> None:
+        for event in self._translator.say(lane.run_id, lane.message_id, text, now_ms()):
+            self.append(event)
+
+    def _look_for_pause(self) -> None:
         if self._translator.at_pause:
             self.scope.pause("paragraph")
         elif self._pause_wanted is not None and self._translator.pausable:
@@ -247,6 +289,7 @@ class Run:
     def stop(self) -> None:
         """The graph has been stopped for a pause: account for what was cut, and hold what is half said."""
         self._pause_wanted = None
+        self._early.clear()
         self.active.stop()
         for usage in self.meter.take_rest(now_ms(), "paused"):
             self.append(usage)

@@ -32,7 +32,7 @@ from app.eventlog.memory import MemoryLog
 from app.events import codec
 from app.events.grammar import Grammar
 from app.events.request import RunRequest
-from app.limits.door import Door, Slot
+from app.limits.door import Door, Seat, Slot
 from app.limits.gate import Gate
 from app.limits.policy import Limits, Policy
 from app.runs import pause
@@ -201,6 +201,7 @@ class Runner:
                 key=idempotency_key,
                 streams=streams,
                 pausable=agent.served_model and brought == Brought(),
+                direct=brought.tap is None and not brought.callbacks,
             )
             run.start()
             if run.thread_id is None:
@@ -228,11 +229,10 @@ class Runner:
         seat = self.seat(run.user)
         return run.scope.attach(min_grace_s, seat.close)
 
-    def seat(self, user: str) -> contextlib.ExitStack:
+    def seat(self, user: str) -> Seat:
         """Be counted as one of the user's readers, until it is closed. Raises ``TooManyReaders``."""
-        with self._refusals(), contextlib.ExitStack() as seat:
-            seat.enter_context(self.door.reading(user))
-            return seat.pop_all()
+        with self._refusals():
+            return self.door.reading(user)
 
     def allowance(self, user: str) -> dict[str, str]:
         """What is left to the user, as headers."""
@@ -364,6 +364,7 @@ class Runner:
         key: str | None,
         streams: bool,
         pausable: bool,
+        direct: bool = True,
         max_tokens: int | None = None,
     ) -> Run:
         timing, user = self._timing, slot.user
@@ -392,6 +393,7 @@ class Runner:
             grammar=Grammar() if self._strict else None,
             lag=self._lag,
             pausable=pausable,
+            direct=direct,
             max_tokens=most,
             slot=slot,
             gate=self.gate,

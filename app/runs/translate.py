@@ -65,6 +65,8 @@ class Translator:
         self._calls = Calls(labels)
         self._models: dict[str, Message | None] = {}
         self._calling: dict[str, str] = {}
+        self._begun: dict[str, Raw] = {}
+        self._ahead: dict[str, int] = {}
         self._worked: set[str] = set()
         self._held: list[Message] = []
         self._adopted: set[str] = set()
@@ -144,6 +146,8 @@ class Translator:
         self._held += [message for message in self._models.values() if message is not None]
         self._models.clear()
         self._calling.clear()
+        self._begun.clear()
+        self._ahead.clear()
         self.at_pause = False
         self.pause_after = None
         return [Held(one.message_id, *one.place, one.path, "".join(one.text)) for one in self._held]
@@ -183,6 +187,7 @@ class Translator:
         # A call that failed half way and is made anew in its node: what it said is void.
         path = _path(raw)
         self._calling[raw["run_id"]] = path
+        self._begun[raw["run_id"]] = raw
         yield from self._discard(lambda message: message.path == path, ts)
 
     def _discard(self, anew: Callable[[Message], bool], ts: int) -> Iterator[Event]:
@@ -198,19 +203,44 @@ class Translator:
         failed = ((run_id, self._models.get(run_id)) for run_id in self._meter.failed)
         return [(run_id, message) for run_id, message in failed if message is not None]
 
+    def begun(self, run_id: str) -> bool:
+        """Whether a call has been told of that is not over: what it says can be told."""
+        return run_id in self._begun
+
+    def say(self, run_id: str, message_id: str, text: str, ts: int) -> Iterator[Event]:
+        """A piece of a call's plain text that has come past LangChain, which will have it later in a chunk of its own.
+
+        ``message_id``: as that chunk will have it.
+        """
+        yield from self._opened(run_id, message_id, self._begun[run_id], ts)
+        message = self._models[run_id]
+        if message is not None:
+            yield from self._content(message, text, ts)
+        self._ahead[run_id] = self._ahead.get(run_id, 0) + len(text)
+
+    def _opened(self, run_id: str, message_id: str, raw: Raw, ts: int) -> Iterator[Event]:
+        """Open the call's message if it is not; ``None`` stands for one that is not for the reader."""
+        if run_id in self._models:
+            return
+        if not SILENT.isdisjoint(raw["tags"]):
+            self._models[run_id] = None
+            return
+        message = self._open(message_id, raw)
+        yield self._started(message, ts)
+        self._models[run_id] = message
+
     def _model_stream(self, raw: Raw, ts: int) -> Iterator[Event]:
         run_id, chunk = raw["run_id"], raw["data"]["chunk"]
-        message = self._models.get(run_id)
         if run_id in self._adopted:  # its first chunk is what the reader has
             self._adopted.discard(run_id)
             return
+        if self._ahead.get(run_id) and chunk.text:  # the reader has it
+            self._ahead[run_id] -= len(chunk.text)
+            return
+        yield from self._opened(run_id, getattr(chunk, "id", None) or f"msg-{run_id}", raw, ts)
+        message = self._models[run_id]
         if message is None:
-            if run_id in self._models or not SILENT.isdisjoint(raw["tags"]):
-                self._models[run_id] = None
-                return
-            message = self._open(getattr(chunk, "id", None) or f"msg-{run_id}", raw)
-            yield self._started(message, ts)
-            self._models[run_id] = message
+            return
         yield from self._content(message, getattr(chunk, "content", None) or _chunk_text(chunk), ts)
         reasoning = getattr(chunk, "additional_kwargs", {}).get("reasoning_content")
         if reasoning and isinstance(reasoning, str):
@@ -221,6 +251,8 @@ class Translator:
     def _model_end(self, raw: Raw, ts: int) -> Iterator[Event]:
         run_id, output = raw["run_id"], raw["data"].get("output")
         self._calling.pop(run_id, None)
+        self._begun.pop(run_id, None)
+        self._ahead.pop(run_id, None)
         self._worked.add(_path(raw))
         message = self._models.get(run_id)
         if message is not None:

@@ -48,6 +48,7 @@ class _Call:
     """One model call as far as it came. Times are seconds since the epoch."""
 
     __slots__ = (
+        "ahead",
         "began",
         "chars",
         "chunks",
@@ -85,6 +86,7 @@ class _Call:
         self.chars = 0
         self.continued = False  # it goes on with an answer whose beginning was counted before
         self.repeats = False  # its next chunk is that beginning
+        self.ahead = 0  # characters that have come past LangChain, and are counted
         self.usage: Spent | None = None
 
     def input(self) -> int:
@@ -182,32 +184,29 @@ class Meter(BaseCallbackHandler):
             return
         if call.repeats:  # nor is it a sign of the provider's life
             call.repeats = False
+        elif call.ahead and (size := _size(token, chunk)):  # it was counted when it came
+            call.ahead -= size
         else:
-            silent = call.first is None
-            self._count(call, token, chunk)
-            if silent and call.first is not None and self._passage is not None:
-                self._passage.answered()  # whether or not anybody hears it out
-            if self._watchdog is not None:
-                self._watchdog.heard(run_id)
+            self._count(run_id, call, _size(token, chunk))
         self._scope.check()
 
-    @staticmethod
-    def _count(
-        call: _Call, token: str | list[str | dict[str, Any]], chunk: GenerationChunk | ChatGenerationChunk | None
-    ) -> None:
-        size = len(token) if isinstance(token, str) else 0
-        message = getattr(chunk, "message", None)
-        if message is not None:
-            if not isinstance(message.content, str):
-                size = sum(_block_size(block) for block in message.content)
-            size += sum(len(piece.get("args") or "") for piece in getattr(message, "tool_call_chunks", ()))
-            thought = message.additional_kwargs.get("reasoning_content")
-            size += len(thought) if isinstance(thought, str) else 0
+    def hear(self, run_id: UUID, text: str) -> None:
+        """A piece of a call's plain text came past LangChain, which will tell of it later, in a chunk of its own."""
+        call = self._calls.get(run_id)
+        if call is not None:
+            call.ahead += len(text)
+            self._count(run_id, call, len(text))
+
+    def _count(self, run_id: UUID, call: _Call, size: int) -> None:
         if size:
             if call.first is None:
                 call.first = time.time()
+                if self._passage is not None:
+                    self._passage.answered()  # whether or not anybody hears it out
             call.chunks += 1
             call.chars += size
+        if self._watchdog is not None:
+            self._watchdog.heard(run_id)
 
     def on_stream_event(self, event: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A piece of an answer by LangChain's newer stream of typed events: a sign of life."""
@@ -483,6 +482,19 @@ def _message(response: LLMResult) -> AIMessage | None:
     if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
         return generation.message
     return None
+
+
+def _size(token: str | list[str | dict[str, Any]], chunk: GenerationChunk | ChatGenerationChunk | None) -> int:
+    """Characters of all that a chunk says: text, a call's arguments, thoughts."""
+    size = len(token) if isinstance(token, str) else 0
+    message = getattr(chunk, "message", None)
+    if message is not None:
+        if not isinstance(message.content, str):
+            size = sum(_block_size(block) for block in message.content)
+        size += sum(len(piece.get("args") or "") for piece in getattr(message, "tool_call_chunks", ()))
+        thought = message.additional_kwargs.get("reasoning_content")
+        size += len(thought) if isinstance(thought, str) else 0
+    return size
 
 
 def _block_size(block: str | dict[str, Any]) -> int:

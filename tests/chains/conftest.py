@@ -1,13 +1,21 @@
 """What the agents' tests share: a provider that is not slow, and a model that speaks to it."""
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 import pytest
+import uvloop
 from langchain_core.language_models import BaseChatModel
 from openai import DefaultAsyncHttpxClient
 
 from app.simulator.server import Simulator
 from chains.models import build_model
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """What speaks to the loop itself is tested on both."""
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    return loops | {"uvloop": uvloop.new_event_loop} if item.path.stem in ("test_dialling", "test_transport") else loops
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import gc
 import operator
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing
 from typing import Any, cast
 from uuid import UUID
@@ -473,6 +473,9 @@ class Told:
         self.asked.append(run_id)
         said, self.said = self.said, None
         return None if said is None else (said, "m-1")
+
+    def lane(self, run_id: UUID, message_id: str, handlers: Sequence[object]) -> None:
+        return None
 
 
 def under(told: Told, **more: Any) -> RunnableConfig:

@@ -6,6 +6,9 @@ run, in the order in which they are asked for. The graph is the usual one, a mod
 two models speak at once their chunks come in turns, each when the one before it has been heard, so that there is one
 order of events and no other.
 
+Read it may be in three ways: as the provider's client and LangChain have it (``stock``); as plain dicts, where this
+changes anything (``dicts``); and with plain text past LangChain (``lane``), in which nobody is heard of but the reader.
+
 ``told`` gives the run's events, a line each. What differs from run to run is replaced by two rules, and nothing else:
 ``TIMES`` are left out, and every UUID becomes ``#1``, ``#2`` … in the order in which they are first told.
 """
@@ -15,9 +18,9 @@ import json
 import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import httpx
@@ -43,6 +46,7 @@ from app.events import codec
 from app.events.event import Event
 from app.events.request import RunRequest
 from app.runs.calls import own_id
+from chains.quick import quick_deltas
 
 TRACES = Path(__file__).parent
 
@@ -61,6 +65,8 @@ PATIENCE_S = 20.0
 
 LANE = "lane-"
 """Of the names of models, and of the nodes of models that speak at once."""
+
+Way = Literal["stock", "dicts", "lane"]
 
 State = dict[str, Any]
 
@@ -93,21 +99,29 @@ def traces() -> list[Trace]:
     return [Trace(path.parent.name, path.name.removesuffix(".wire.jsonl")) for path in wires]
 
 
-async def told(trace: Trace) -> bytes:
+async def told(trace: Trace, way: Way = "stock") -> bytes:
     """What a reader is told of a run over this stream, a line an event: ``{"id", "event", "data"}``."""
-    return b"".join(_lines(await run(trace)))
+    return b"".join(lines(await run(trace, way)))
 
 
-async def run(trace: Trace) -> list[Event]:
+async def run(trace: Trace, way: Way = "stock") -> list[Event]:
     """The events themselves."""
-    provider = Provider(trace)
+    provider = Provider(trace, paced=way != "lane")
     app = FastAPI(routes=[Route(path, provider.answer, methods=["POST"]) for path in ENDPOINTS])
     with running(app) as url:
-        async with _graph(trace, url) as graph, runner_of(graph.with_config(callbacks=[provider])) as runner:
+        async with _read(way), _graph(trace, url) as graph, runner_of(_heard(graph, provider, way)) as runner:
             started = await runner.start(runner.agent("one"), RunRequest(input="Go."), user="ann", streams=True)
             events = await events_of(started)
             await started.done.wait()
             return events
+
+
+def _read(way: Way) -> AbstractAsyncContextManager[None]:
+    return nullcontext() if way == "stock" else quick_deltas()
+
+
+def _heard(graph: Any, provider: "Provider", way: Way) -> Any:
+    return graph if way == "lane" else graph.with_config(callbacks=[provider])
 
 
 # The provider
@@ -123,7 +137,8 @@ class Provider(BaseCallbackHandler):
 
     run_inline = True
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, *, paced: bool = True) -> None:
+        self._paced = paced
         self._frames = FRAMES[trace.style]
         self._answers = answers(trace)
         self._lanes = trace.lanes
@@ -147,7 +162,7 @@ class Provider(BaseCallbackHandler):
             await self._until(lambda: self._may_send(lane))
             before = self._tokens
             yield frame
-            if heard:
+            if heard and self._paced:
                 await self._until(lambda: self._tokens > before)  # noqa: B023 - it is over before the next round
             if number < len(frames) - 1:
                 self._heard[lane] += 1
@@ -313,7 +328,7 @@ def _side_by_side(models: Iterable[BaseChatModel]) -> Any:
 # What was told
 
 
-def _lines(events: Iterable[Event]) -> Iterator[bytes]:
+def lines(events: Iterable[Event]) -> Iterator[bytes]:
     seen: dict[str, str] = {}
 
     def numbered(found: re.Match[str]) -> str:

@@ -7,7 +7,20 @@ The files are the specification, and were checked by hand: what differs is a def
 import pytest
 from golden.replay import Trace, told, traces
 
+OF_OPENAI = [trace for trace in traces() if trace.style == "openai"]
+OF_ONE_MODEL = [trace for trace in OF_OPENAI if trace.lanes == 1]
+
 
 @pytest.mark.parametrize("trace", traces(), ids="/".join)
 async def test_a_provider_stream_is_told_as_it_should_be(trace: Trace) -> None:
     assert (await told(trace)).decode().splitlines() == trace.told.read_text().splitlines()
+
+
+@pytest.mark.parametrize("trace", OF_OPENAI, ids="/".join)
+async def test_it_is_told_the_same_when_it_is_read_as_plain_dicts(trace: Trace) -> None:
+    assert (await told(trace, "dicts")).decode().splitlines() == trace.told.read_text().splitlines()
+
+
+@pytest.mark.parametrize("trace", OF_ONE_MODEL, ids="/".join)
+async def test_it_is_told_the_same_when_its_text_goes_past_langchain(trace: Trace) -> None:
+    assert (await told(trace, "lane")).decode().splitlines() == trace.told.read_text().splitlines()

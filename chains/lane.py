@@ -1,0 +1,87 @@
+"""A way for a model's plain text past LangChain.
+
+LangChain makes an object of each chunk, tells every callback of it and hands it through tasks and queues: several times
+what all the rest of a token costs, for text that most often nobody but the reader wants. So the text may go straight
+from the reader of the provider's bytes (``chains.deltas``) to whoever shows it, a server's run. LangChain is given the
+same, as one chunk, when something else comes or the stream ends.
+
+A lane is asked for only where no code of a user's would see the chunks: in an ``ainvoke``, and in the models that
+``chains.answering`` serves. Who refuses a text gets this and all that follows the usual way.
+"""
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from types import CodeType, FrameType
+from typing import NamedTuple, Protocol
+from uuid import UUID
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables.config import ensure_config
+
+CONTROL = "__millrace"
+"""The key in a config's ``configurable`` under which the server's run lies."""
+
+
+class Lane(Protocol):
+    """A way for plain text past LangChain."""
+
+    def say(self, text: str) -> bool:
+        """Show the next piece of the answer. False: it, and all that follows, has to go the usual way."""
+
+
+class Lanes(Protocol):
+    """Who gives lanes: a run."""
+
+    def lane(self, run_id: UUID, message_id: str, handlers: Sequence[object]) -> Lane | None:
+        """A lane for the model call of that id, which ``handlers`` listen to; ``None`` when one needs every chunk.
+
+        ``message_id`` is the one that LangChain will give the answer.
+        """
+
+
+lane_ahead: ContextVar[Lane | None] = ContextVar("millrace_lane", default=None)
+"""The lane of the call that is about to be made in this context."""
+
+
+class Caller(NamedTuple):
+    """LangChain's public method that asks a model for its stream, and the manager of the call's callbacks."""
+
+    code: CodeType
+    manager: AsyncCallbackManagerForLLMRun
+
+    def lane(self, lanes: Lanes | None) -> Lane | None:
+        """The call's lane, if there is anybody to give one."""
+        run_id = self.manager.run_id
+        return None if lanes is None else lanes.lane(run_id, f"lc_run--{run_id}", self.manager.handlers)
+
+
+AINVOKES: CodeType | None = getattr(getattr(BaseChatModel, "_agenerate_with_cache", None), "__code__", None)
+_CALLERS = (AINVOKES, BaseChatModel.astream.__code__)
+
+
+def caller(frame: FrameType | None) -> Caller | None:
+    """Who asks, if ``frame`` is LangChain's, and all that is between.
+
+    LangChain passes the class's own method neither the call's id nor its callbacks; they are known there alone.
+    """
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("langchain_"):
+        if frame.f_code in _CALLERS:
+            manager = frame.f_locals.get("run_manager")
+            return Caller(frame.f_code, manager) if isinstance(manager, AsyncCallbackManagerForLLMRun) else None
+        frame = frame.f_back
+    return None
+
+
+def lane_for(frame: FrameType) -> Lane | None:
+    """The lane of the call whose stream ``frame`` asks for: in our own models' context, else for an ``ainvoke``.
+
+    Between an ``ainvoke`` and here there is no code of others, and nobody but LangChain sees the chunks.
+    """
+    lane = lane_ahead.get()
+    if lane is not None:
+        return lane
+    called = caller(frame)
+    if called is None or called.code is not AINVOKES:
+        return None
+    return called.lane(ensure_config().get("configurable", {}).get(CONTROL))

@@ -1,0 +1,286 @@
+"""Has ``ChatOpenAI`` read its streams as ``chains.deltas``: the user's own models too, wherever in a graph they are.
+
+While ``quick_deltas`` is open, a wrapper stands before the two methods by which ``ChatOpenAI``, and what derives from
+it, streams. It has the ``openai`` client give plain dicts to LangChain, and to nobody else. Request, retries,
+authentication and errors stay the client's own; so do structured outputs and the Responses API.
+
+This rests on how openai and langchain-openai are made inside. So the whole is tried on an answer in memory before it is
+used; where the stock way and this one differ, there is one warning, and the stock way stays.
+"""
+
+import logging
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, closing
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import httpx2
+import orjson
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_openai import ChatOpenAI
+from langchain_openai.chat_models.base import BaseChatOpenAI
+from openai import AsyncOpenAI, OpenAI
+from openai.resources.chat.completions import AsyncCompletions, Completions
+from pydantic import SecretStr
+
+from chains.deltas import Asked, Deltas, SyncDeltas, asked
+from chains.lane import CONTROL, Lane, lane_for
+from chains.transport import quicken
+
+logger = logging.getLogger("millrace.quick")
+
+
+LARGE = ("messages", "tools")
+"""What of a request the client would look through for what it has to rename, which is nothing: a third of what a call
+costs. LangChain makes it as it is sent."""
+
+
+class QuickCompletions(AsyncCompletions):
+    """The client's chat completions; those that LangChain streams are ``Deltas``."""
+
+    async def create(self, *args: Any, **options: Any) -> Any:
+        """As the stock one."""
+        if asked.get() is None or not options.get("stream"):
+            return await super().create(*args, **options)
+        ready, rest = _parted(options)
+        return await _Completion(self._client, ready).create(*args, **rest)
+
+
+class QuickSyncCompletions(Completions):
+    """The same for synchronous calls."""
+
+    def create(self, *args: Any, **options: Any) -> Any:
+        """As the stock one."""
+        if asked.get() is None or not options.get("stream"):
+            return super().create(*args, **options)
+        ready, rest = _parted(options)
+        return _SyncCompletion(self._client, ready).create(*args, **rest)
+
+
+class _Completion(AsyncCompletions):
+    """One call of the stock ``create``, with what is ``ready`` put into its request's body."""
+
+    def __init__(self, client: AsyncOpenAI, ready: Mapping[str, Any]) -> None:
+        super().__init__(client)
+        self._ready = ready
+        self._post: Any = self._send
+
+    async def _send(self, path: str, *, body: Mapping[str, Any], **options: Any) -> Any:
+        options |= {"cast_to": object, "stream_cls": Deltas}
+        return await self._client.post(path, body={**body, **self._ready}, **options)
+
+
+class _SyncCompletion(Completions):
+    """The same for a synchronous call."""
+
+    def __init__(self, client: OpenAI, ready: Mapping[str, Any]) -> None:
+        super().__init__(client)
+        self._ready = ready
+        self._post: Any = self._send
+
+    def _send(self, path: str, *, body: Mapping[str, Any], **options: Any) -> Any:
+        options |= {"cast_to": object, "stream_cls": SyncDeltas}
+        return self._client.post(path, body={**body, **self._ready}, **options)
+
+
+def _parted(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    ready = {name: options[name] for name in LARGE if name in options}
+    return ready, {**options, **dict.fromkeys(ready, ())}
+
+
+# -- before ChatOpenAI's own methods ----------------------------------------------------------------------------------
+
+_Chunks = AsyncGenerator[ChatGenerationChunk]
+_SyncChunks = Generator[ChatGenerationChunk]
+
+
+def _astream(stock: Callable[..., Any]) -> Callable[..., AsyncIterator[ChatGenerationChunk]]:
+    def astream(self: BaseChatOpenAI, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
+        if type(self.async_client) is AsyncCompletions:
+            client = self.async_client._client  # noqa: SLF001
+            quicken(client._client)  # noqa: SLF001
+            self.async_client = QuickCompletions(client)
+        timeout_s = self.stream_chunk_timeout
+        asks = Asked(lane_for(sys._getframe(1)), min(timeout_s / 10, 5) if timeout_s else None)  # noqa: SLF001
+        return _aquick(stock(self, *args, **kwargs), asks)
+
+    return astream
+
+
+def _stream(stock: Callable[..., Any]) -> Callable[..., Iterator[ChatGenerationChunk]]:
+    def stream(self: BaseChatOpenAI, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+        if type(self.client) is Completions:
+            self.client = QuickSyncCompletions(self.client._client)  # noqa: SLF001
+        return _quick(stock(self, *args, **kwargs))
+
+    return stream
+
+
+async def _aquick(stream: _Chunks, asks: Asked) -> _Chunks:
+    """``stream``, whose request is made at its first step."""
+    async with aclosing(stream):
+        token = asked.set(asks)
+        try:
+            chunk = await anext(stream, None)
+        finally:
+            asked.reset(token)
+        if chunk is not None:
+            yield chunk
+            async for chunk in stream:
+                yield chunk
+
+
+def _quick(stream: _SyncChunks) -> _SyncChunks:
+    with closing(stream):
+        token = asked.set(Asked(None, None))
+        try:
+            chunk = next(stream, None)
+        finally:
+            asked.reset(token)
+        if chunk is not None:
+            yield chunk
+            yield from stream
+
+
+METHODS: Mapping[str, Callable[[Any], Any]] = {"_astream": _astream, "_stream": _stream}
+
+
+@asynccontextmanager
+async def quick_deltas(deaf: Callable[[Sequence[object]], bool] = lambda _: True) -> AsyncIterator[None]:
+    """While it is open, this process's ``ChatOpenAI`` reads dicts. Opened twice, the first one's end is the end.
+
+    ``deaf``: whether callbacks such as those of a run leave its lanes free.
+    """
+    stock = {name: vars(BaseChatOpenAI).get(name) for name in METHODS}
+    if any(getattr(method, "__module__", None) == __name__ for method in stock.values()):
+        yield
+        return
+    problem = await _install(stock, deaf)
+    if problem is not None:
+        _restore(stock)
+        logger.warning(
+            "langchain-openai, openai or httpx2 is not as this version of Millrace knows it (%s): answers are read the "
+            "stock way, which is slower and loses nothing",
+            problem,
+        )
+    try:
+        yield
+    finally:
+        _restore(stock)
+
+
+def _restore(stock: Mapping[str, Any]) -> None:
+    for name, method in stock.items():
+        if method is not None:
+            setattr(BaseChatOpenAI, name, method)
+
+
+async def _install(stock: Mapping[str, Any], deaf: Callable[[Sequence[object]], bool]) -> str | None:
+    """Put ours before the stock methods. Why it cannot be there, if it cannot."""
+    gone = [name for name, method in stock.items() if method is None]
+    if gone:
+        return f"there is no {gone[0]}"
+    try:
+        expected = await _tried(deaf)
+        for name, wrapped in METHODS.items():
+            setattr(BaseChatOpenAI, name, wrapped(stock[name]))
+        found = await _tried(deaf)
+        quickened = quicken(httpx2.AsyncClient(verify=False))  # nothing is sent
+    except Exception as error:  # noqa: BLE001 - whatever an upgrade may break
+        return f"{type(error).__name__}: {error}"
+    if found.asked != expected.asked:
+        return "the requests differ"
+    if found.chunks != expected.chunks:
+        return "the chunks differ"
+    if found.message != expected.message:
+        return "the messages differ"
+    if found.said != _TEXT or found.promised_id != found.message_id:
+        return "text has no lane"
+    return None if quickened else "the client has another transport"
+
+
+# -- whether it still fits --------------------------------------------------------------------------------------------
+
+_TEXT = "Right, here"
+_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {}}}}}
+_CONVERSATION: Sequence[BaseMessage] = (
+    HumanMessage(
+        [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]
+    ),
+    AIMessage("", tool_calls=[{"type": "tool_call", "name": "f", "args": {"a": 1}, "id": "c"}]),
+    ToolMessage("1", tool_call_id="c"),
+)
+_CHOICES: Sequence[Any] = (
+    {"delta": {"role": "assistant", "content": ""}},
+    {"delta": {"content": "Right,"}},
+    {"delta": {"content": " here"}},
+    {"delta": {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]}},
+    {"delta": {}, "finish_reason": "stop"},
+)
+
+
+class _Trial(NamedTuple):
+    """What an answer came to: requests and chunks, an ``ainvoke``'s message, and what was said past LangChain."""
+
+    asked: list[Any]
+    chunks: list[ChatGenerationChunk]
+    message: tuple[Any, ...]
+    message_id: str | None
+    promised_id: str
+    said: str
+
+
+async def _tried(deaf: Callable[[Sequence[object]], bool]) -> _Trial:
+    """An answer in memory, read the way that is installed."""
+    lanes, requests = _Listener(deaf), []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        requests.append((request.url, orjson.loads(request.content)))
+        return _answer()
+
+    provider = httpx2.MockTransport(answer)
+    async with httpx2.AsyncClient(transport=provider) as client:
+        with httpx2.Client(transport=provider) as sync_client:
+            options: dict[str, Any] = {"http_async_client": client, "http_client": sync_client, "max_retries": 0}
+            model = ChatOpenAI(model="none", api_key=SecretStr("none"), **options)
+            answers: list[AIMessage] = []
+
+            async def ask(_: str) -> None:
+                answers.append(await model.ainvoke("?"))
+
+            request: Any = {"messages": _CONVERSATION, "tools": [_TOOL], "stop": ["."]}
+            chunks = [chunk async for chunk in model._astream(**request)]  # noqa: SLF001
+            chunks.extend(model._stream(**request))  # noqa: SLF001
+            config = RunnableConfig(configurable={CONTROL: lanes})
+            async for _ in RunnableLambda(ask).astream_events("", config, version="v2"):
+                pass
+    (message,) = answers
+    told = (message.content, message.tool_calls, message.response_metadata, message.usage_metadata)
+    return _Trial(requests, chunks, told, message.id, lanes.promised_id, "".join(lanes.said))
+
+
+def _answer() -> httpx2.Response:
+    chunks = [{"id": "a", "model": "none", "choices": [{"index": 0, **choice}]} for choice in _CHOICES]
+    events = [*(orjson.dumps(chunk) for chunk in chunks), b"[DONE]"]
+    content = b"".join(b"data: %b\n\n" % event for event in events)
+    return httpx2.Response(200, content=content, headers={"Content-Type": "text/event-stream"})
+
+
+class _Listener:
+    """Gives the lane that it listens at, where nobody else listens."""
+
+    def __init__(self, deaf: Callable[[Sequence[object]], bool]) -> None:
+        self.said: list[str] = []
+        self.promised_id = ""
+        self._deaf = deaf
+
+    def lane(self, _: UUID, message_id: str, handlers: Sequence[object]) -> Lane | None:
+        self.promised_id = message_id
+        return self if self._deaf(handlers) else None
+
+    def say(self, text: str) -> bool:
+        self.said.append(text)
+        return True

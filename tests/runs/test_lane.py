@@ -1,0 +1,326 @@
+"""Plain text straight from the provider's reader to the log: a run is told the same as when it goes through LangChain.
+
+Each story is told twice, once each way, by the same simulated provider over HTTP.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from golden.replay import lines
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.runnables import Runnable
+from langchain_core.tracers.event_stream import _AstreamEventsCallbackHandler
+from langgraph.graph import START, MessagesState, StateGraph
+from openai import DefaultAsyncHttpxClient
+from runners import runner_of, told
+
+from app.eventlog.base import LogFull
+from app.eventlog.memory import ENTRY_OVERHEAD, MemoryLog
+from app.events.event import Event, MessageFinished, Token, Usage
+from app.events.request import RunRequest
+from app.runs.agent import Agent
+from app.runs.lane import Lane, are_deaf
+from app.runs.run import Run
+from app.runs.runner import Brought, Runner, Timing
+from app.runs.scope import Scope
+from app.runs.tap import Tap
+from app.simulator.server import Simulator
+from chains.assistant import build_assistant
+from chains.chat import build_chat
+from chains.quick import quick_deltas
+from chains.models import build_model
+from chains.retries import Retries
+
+Build = Callable[[Any], Runnable[Any, Any]]
+
+STORIES = {
+    "an answer": "[[tokens=20]]",
+    "as fast as it goes": "[[tokens=500&burst=1]]",
+    "with thoughts before it": "[[tokens=5&reasoning=3]]",
+    "byte by byte": "[[tokens=5&byte_by_byte=1]]",
+    "lines cut": "[[tokens=5&split_lines=1]]",
+    "nothing before it": "[[tokens=5&empty_chunks=3]]",
+    "letters cut": "[[say=größer 🙂 als&cut_utf8=0]]",
+    "without usage": "[[tokens=5&no_usage=1]]",
+    "the connection is reset": "[[tokens=20&drop_after=5]]",
+    "the stream ends too early": "[[tokens=20&close_after=5]]",
+    "the provider fails half way": "[[tokens=20&error_after=5]]",
+    "the provider falls silent": "[[tokens=20&stall_after=5]]",
+    "a refusal, then an answer": "[[tokens=5&status=429&fail_times=1&retry_after=0.01]]",
+    "a refusal": "[[status=400]]",
+    "tools": "what is 6 * 7?",
+}
+
+
+def asking(model: Any) -> Runnable[Any, Any]:
+    """A graph as users write it."""
+
+    async def ask(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("ask", ask)
+    graph.add_edge(START, "ask")
+    return graph.compile()
+
+
+BUILDS: dict[str, Build] = {
+    "chat": build_chat,
+    "assistant": lambda model: build_assistant(model, []),
+    "asking": asking,
+}
+
+
+@pytest.fixture(scope="module")
+def provider() -> Any:
+    with Simulator(tokens_per_second=0) as one:
+        yield one
+
+
+def events_of(run: Run) -> list[Event]:
+    """What the log holds; a reader who lags is told less of it."""
+    return [entry.event for entry in MemoryLog.load(run.dump()).read(0, run.last_event_id)]
+
+
+@asynccontextmanager
+async def runner_with(
+    provider: Simulator, build: Build, *, quick: bool = True, ours: bool = True, **options: Any
+) -> AsyncIterator[Runner]:
+    async with AsyncExitStack() as stack:
+        if quick:
+            await stack.enter_async_context(quick_deltas(are_deaf))
+        client = await stack.enter_async_context(DefaultAsyncHttpxClient())
+        retries = Retries(backoff_s=0.01, random=lambda: 0.5)
+        model = build_model("openai:simulated", base_url=provider.base_url, client=client, retries=retries)
+        yield await stack.enter_async_context(runner_of(build(model), ours=ours, **options))
+
+
+async def start(runner: Runner, text: str, **more: Any) -> Run:
+    return await runner.start(runner.agent("one"), RunRequest(input=text, **more), user="ann", streams=True)
+
+
+async def story(provider: Simulator, build: Build, text: str, *, quick: bool) -> list[Event]:
+    timing = Timing(token_timeout_s=0.3 if "stall_after" in text else 20)
+    async with runner_with(provider, build, quick=quick, timing=timing) as runner:
+        run = await start(runner, f"{text} Go.")
+        await run.done.wait()
+        return events_of(run)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("name", STORIES)
+async def test_a_story_is_told_the_same_either_way(provider: Simulator, name: str, build: str) -> None:
+    plain = await story(provider, BUILDS[build], STORIES[name], quick=False)
+    quick = await story(provider, BUILDS[build], STORIES[name], quick=True)
+    assert list(lines(quick)) == list(lines(plain))
+
+
+async def test_an_answer_that_langgraph_keeps_is_the_one_that_was_told(provider: Simulator) -> None:
+    async with runner_with(provider, BUILDS["assistant"]) as runner:
+        run = await start(runner, "[[tokens=20]]")
+        events = await told(run)
+        await run.done.wait()
+        (answer,) = [one for one in run.output()["messages"] if isinstance(one, AIMessage)]
+    assert answer.text == "".join(one.text for one in events if isinstance(one, Token))
+    assert [answer.id] == [one.message_id for one in events if isinstance(one, MessageFinished)]
+
+
+async def test_a_run_that_is_paused_in_the_midst_of_it_goes_on_where_it_stopped(
+    provider: Simulator, until: Any
+) -> None:
+    async with runner_with(provider, BUILDS["assistant"]) as runner:
+        run = await start(runner, "[[tokens=40&tokens_per_second=200]]")
+        await until(lambda: run.last_event_id > 8)
+        await runner.pause(run)
+        assert run.status == "paused"
+        await runner.resume(run)
+        events = await told(run)
+        await run.done.wait()
+        whole = await start(runner, "[[tokens=40&tokens_per_second=200]]")
+        await whole.done.wait()
+        assert run.result()["text"] == whole.result()["text"]
+    assert "".join(one.text for one in events if isinstance(one, Token)) == run.result()["text"]
+    assert len([one for one in events if isinstance(one, MessageFinished)]) == 1
+
+
+async def test_a_run_stops_at_its_first_paragraph_when_it_is_asked_to(provider: Simulator) -> None:
+    async with runner_with(provider, BUILDS["chat"]) as runner:
+        run = await start(runner, "[[paragraphs=3]]", pause_after="paragraph")
+        async with asyncio.timeout(20):
+            await run.paused.wait()
+        held = (run.held or [])[0]
+        assert held.text.endswith("\n\n")
+        assert held.text.count("\n\n") == 1
+        await runner.cancel(run)
+
+
+async def test_what_a_cancel_cuts_is_accounted_for_and_the_provider_is_let_go(provider: Simulator, until: Any) -> None:
+    async with runner_with(provider, BUILDS["chat"]) as runner:
+        run = await start(runner, "[[tokens=2000&tokens_per_second=100]]")
+        await until(lambda: run.last_event_id > 8)
+        await runner.cancel(run)
+        events = await told(run)
+        await until(lambda: all(one.ended is not None for one in provider.requests))
+    (usage,) = [one for one in events if isinstance(one, Usage)]
+    assert usage.estimated
+    assert usage.output_tokens == len([one for one in events if isinstance(one, Token)])
+
+
+async def test_text_that_is_not_for_the_reader_stays_unseen_and_is_counted(provider: Simulator) -> None:
+    def silent(model: Any) -> Runnable[Any, Any]:
+        return asking(model.with_config(tags=["nostream"]))
+
+    async with runner_with(provider, silent) as runner:
+        run = await start(runner, "[[tokens=20&no_usage=1]]")
+        events = await told(run)
+        await run.done.wait()
+    assert not [one for one in events if isinstance(one, Token) and one.text != run.result()["text"]]
+    assert [one.output_tokens for one in events if isinstance(one, Usage)] == [20]
+
+
+async def test_who_wants_langchains_own_events_gets_each_token(provider: Simulator) -> None:
+    tap = Tap()
+    async with runner_with(provider, BUILDS["chat"]) as runner:
+        request = RunRequest(input="[[tokens=20]]")
+        run = await runner.start(runner.agent("one"), request, user="ann", streams=True, brought=Brought(tap=tap))
+        await run.done.wait()
+        raws = [raw async for raw in tap]
+    texts = [raw["data"]["chunk"].text for raw in raws if raw["event"] == "on_chat_model_stream"]
+    assert len([one for one in texts if one]) == 20
+
+
+async def test_a_node_that_reads_its_models_events_gets_each_token(provider: Simulator) -> None:
+    heard: list[str] = []
+
+    def reading(model: Any) -> Runnable[Any, Any]:
+        inner = asking(model)
+
+        async def ask(state: MessagesState) -> dict[str, Any]:
+            raws = [raw async for raw in inner.astream_events(state, version="v2")]
+            texts = [raw["data"]["chunk"].text for raw in raws if raw["event"] == "on_chat_model_stream"]
+            heard.extend(text for text in texts if text)
+            return {"messages": [AIMessage("".join(heard))]}
+
+        graph = StateGraph(MessagesState)
+        graph.add_node("read", ask)
+        graph.add_edge(START, "read")
+        return graph.compile()
+
+    async with runner_with(provider, reading, ours=False) as runner:
+        run = await start(runner, "[[tokens=20]]")
+        await run.done.wait()
+    assert len(heard) == 20
+
+
+@pytest.mark.parametrize("mode", ["messages", "custom"])
+async def test_a_node_that_streams_a_graph_of_its_own_gets_each_token(provider: Simulator, mode: str) -> None:
+    heard: list[Any] = []
+
+    def reading(model: Any) -> Runnable[Any, Any]:
+        inner = asking(model)
+
+        async def ask(state: MessagesState) -> dict[str, Any]:
+            heard.extend([one async for one in inner.astream(state, stream_mode=mode)])
+            return {"messages": [AIMessage("done")]}
+
+        graph = StateGraph(MessagesState)
+        graph.add_node("read", ask)
+        graph.add_edge(START, "read")
+        return graph.compile()
+
+    async with runner_with(provider, reading, ours=False) as runner:
+        run = await start(runner, "[[tokens=20]]")
+        await run.done.wait()
+    assert len(heard) >= (20 if mode == "messages" else 0)
+
+
+async def test_a_callback_of_the_models_own_hears_each_token(provider: Simulator) -> None:
+    heard: list[str] = []
+
+    class Ear(BaseCallbackHandler):
+        def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
+            heard.append(token)
+
+    def with_ear(model: Any) -> Runnable[Any, Any]:
+        return asking(model.model_copy(update={"callbacks": [Ear()]}))
+
+    async with runner_with(provider, with_ear) as runner:
+        run = await start(runner, "[[tokens=20]]")
+        await run.done.wait()
+    assert len([one for one in heard if one]) == 20
+
+
+# One run's part in it
+
+
+class Deaf(BaseCallbackHandler):
+    """Listens to other things."""
+
+
+class Hearing(AsyncCallbackHandler):
+    async def on_llm_new_token(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def test_only_those_that_do_nothing_with_chunks_are_deaf_and_one_event_stream() -> None:
+    stream, other = _AstreamEventsCallbackHandler(), _AstreamEventsCallbackHandler()
+    assert are_deaf([])
+    assert are_deaf([Deaf(), stream])
+    assert not are_deaf([Deaf(), Hearing()])
+    assert not are_deaf([stream, other])
+    assert not are_deaf([object()])
+
+
+def new_run(**options: Any) -> Run:
+    options = {"log": MemoryLog(), **options}
+    run = Run(
+        str(uuid4()), agent=Agent("echo", asking(None)), request=RunRequest(), user="ann", idempotency_key=None,
+        scope=Scope("cancel", 0, 60), grammar=None, **options,
+    )  # fmt: skip
+    run.start()
+    run.begin()
+    return run
+
+
+def model_event(event: str, call: UUID, **data: Any) -> dict[str, Any]:
+    return {"event": event, "run_id": str(call), "name": "m", "tags": [], "metadata": {}, "data": data}
+
+
+async def test_what_comes_before_its_call_has_been_told_of_waits_for_that() -> None:
+    run, call = new_run(direct=True), uuid4()
+    run.meter.on_chat_model_start({}, [[]], run_id=call)
+    assert run.hear(Lane(run, call, "m1"), "a")
+    assert run.hear(Lane(run, call, "m1"), "b")
+    assert [one.type for one in events_of(run)] == ["run.started"]
+    run.feed(model_event("on_chat_model_start", call))
+    assert [one.type for one in events_of(run)] == ["run.started", "message.started", "token", "token"]
+
+
+async def test_a_run_that_is_over_takes_nothing_and_refuses_nothing() -> None:
+    run, call = new_run(direct=True), uuid4()
+    run.meter.on_chat_model_start({}, [[]], run_id=call)
+    run.scope.pause("requested")
+    assert run.hear(Lane(run, call, "m1"), "a")
+    assert [one.type for one in events_of(run)] == ["run.started"]
+
+
+async def test_a_run_gives_no_lane_to_calls_that_its_meter_does_not_hear() -> None:
+    run = new_run(direct=True)
+    assert run.lane(uuid4(), "m1", []) is None
+    assert run.lane(uuid4(), "m1", [run.meter]) is not None
+    assert run.lane(uuid4(), "m1", [run.meter, Hearing()]) is None
+    assert new_run(direct=False).lane(uuid4(), "m1", [run.meter]) is None
+
+
+async def test_a_text_for_which_the_log_has_no_room_must_come_the_usual_way_where_it_fails_the_run() -> None:
+    run, call = new_run(direct=True, log=MemoryLog(ENTRY_OVERHEAD + 300)), uuid4()
+    run.meter.on_chat_model_start({}, [[]], run_id=call)
+    run.feed(model_event("on_chat_model_start", call))
+    assert not run.hear(Lane(run, call, "m1"), "a")
+    with pytest.raises(LogFull):
+        run.feed(model_event("on_chat_model_stream", call, chunk=AIMessageChunk(content="a", id="m1")))
