@@ -15,7 +15,7 @@
 ``checking``        the node that judges calls; ``repair`` mends texts, ``arguments`` asks the tool's schema
 ``approving``       the node that asks a person
 ``toolnode``        the node that runs tools, with bounds
-``edge``            where a step leads, decided without a thread
+``step``            a function as a node, or as what decides where one leads
 ==================  =============================================================================================
 
 They know LangChain, LangGraph and ``tools/``, and nothing of the server: what is built here can be called from a

@@ -24,12 +24,13 @@ from typing import Any, Literal, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolCall
 from langchain_core.messages.tool import tool_call
-from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langgraph.graph import MessagesState
 from langgraph.types import interrupt
 
 from chains.arguments import Fit, build_fit
+from chains.step import Step
 from chains.toolnode import error_result, open_calls
 from chains.transcript import rewritten
 
@@ -57,10 +58,7 @@ def build_approve(tools: Sequence[BaseTool]) -> Runnable[MessagesState, dict[str
             return {"messages": []}
         return {"messages": _followed(state["messages"], asked, _ask(asked, marked))}
 
-    async def aapprove(state: MessagesState) -> dict[str, list[BaseMessage]]:
-        return approve(state)
-
-    return RunnableLambda(approve, aapprove)
+    return Step(approve)
 
 
 class _Marked(NamedTuple):

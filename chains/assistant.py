@@ -14,15 +14,13 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, SystemMessage
-from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import BaseTool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import Send
 
 from chains.approving import build_approve, needs_approval
 from chains.checking import build_check, give_up, gives_up
-from chains.edge import edge
+from chains.step import Step
 from chains.toolnode import ToolLimits, build_tool_node, open_calls
 from chains.transcript import transcript
 
@@ -45,31 +43,31 @@ def build_assistant(
     asks = any(needs_approval(tool) for tool in tools)
     runs = build_tool_node(tools, limits)
 
-    def checked(state: MessagesState) -> str | list[Send]:
+    def checked(state: MessagesState) -> Any:
         if gives_up(state["messages"], limits.attempts):
             return "give_up"
         return "approve" if asks and open_calls(state["messages"]) else approved(state)
 
-    def approved(state: MessagesState) -> str | list[Send]:
+    def approved(state: MessagesState) -> Any:
         return runs.tasks(state) or "model"
 
     graph = StateGraph(MessagesState)
     graph.add_node("model", _speak(model, tools, system))
     graph.add_node("check", build_check(tools, limits.attempts))
     graph.add_node("tools", runs)
-    graph.add_node("give_up", RunnableLambda(_give_up, _agive_up))
+    graph.add_node("give_up", Step(_give_up))
     graph.add_edge(START, "model")
-    graph.add_conditional_edges("model", edge(_spoken), ["check", END])
-    graph.add_conditional_edges("check", edge(checked), ["tools", "model", "give_up", *(["approve"] if asks else [])])
+    graph.add_conditional_edges("model", Step(_spoken), ["check", END])
+    graph.add_conditional_edges("check", Step(checked), ["tools", "model", "give_up", *(["approve"] if asks else [])])
     if asks:
         graph.add_node("approve", build_approve(tools))
-        graph.add_conditional_edges("approve", edge(approved), ["tools", "model"])
+        graph.add_conditional_edges("approve", Step(approved), ["tools", "model"])
     graph.add_edge("tools", "model")
     graph.add_edge("give_up", END)
     return graph.compile().with_config(recursion_limit=MAX_STEPS)
 
 
-def _speak(model: BaseChatModel, tools: Sequence[BaseTool], system: str) -> RunnableLambda[MessagesState, Update]:
+def _speak(model: BaseChatModel, tools: Sequence[BaseTool], system: str) -> Step[MessagesState, Update]:
     """The node in which the model speaks."""
     bound = model.bind_tools(tools) if tools else model
 
@@ -79,7 +77,7 @@ def _speak(model: BaseChatModel, tools: Sequence[BaseTool], system: str) -> Runn
     async def aspeak(state: MessagesState) -> Update:
         return {"messages": [transcript([chunk async for chunk in bound.astream(_prompt(system, state))])]}
 
-    return RunnableLambda(speak, aspeak)
+    return Step(speak, aspeak)
 
 
 def _prompt(system: str, state: MessagesState) -> list[Any]:
@@ -93,8 +91,4 @@ def _spoken(state: MessagesState) -> str:
 
 
 def _give_up(state: MessagesState) -> Update:
-    give_up(state["messages"])
-
-
-async def _agive_up(state: MessagesState) -> Update:
     give_up(state["messages"])

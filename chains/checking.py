@@ -21,12 +21,13 @@ from typing import Any, Literal, NamedTuple, Never
 from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolCall, ToolMessage
 from langchain_core.messages.tool import tool_call
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langgraph.graph import MessagesState
 
 from chains.arguments import Fit, build_fit, shown
 from chains.repair import MAX_DEPTH, repaired, strict
+from chains.step import Step
 from chains.toolnode import error_result
 from chains.transcript import Written, own_id, rewritten, written
 
@@ -91,19 +92,19 @@ def build_check(tools: Sequence[BaseTool], attempts: int = 3) -> Runnable[Messag
     """
     fits = {tool.name: build_fit(tool) for tool in tools}
 
-    def check(state: MessagesState, config: RunnableConfig) -> dict[str, list[AnyMessage]]:
+    def check(state: MessagesState) -> dict[str, list[AnyMessage]]:
         update, told = _check(state["messages"], fits, attempts)
         for name, data in told:
-            dispatch_custom_event(name, data, config=config)
+            dispatch_custom_event(name, data)
         return update
 
-    async def acheck(state: MessagesState, config: RunnableConfig) -> dict[str, list[AnyMessage]]:
+    async def acheck(state: MessagesState) -> dict[str, list[AnyMessage]]:
         update, told = _check(state["messages"], fits, attempts)
         for name, data in told:
-            await adispatch_custom_event(name, data, config=config)
+            await adispatch_custom_event(name, data)
         return update
 
-    return RunnableLambda(check, acheck)
+    return Step(check, acheck)
 
 
 def gives_up(messages: Sequence[BaseMessage], attempts: int) -> bool:

@@ -18,7 +18,7 @@ import orjson
 from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
-from langchain_core.runnables import Runnable, RunnableLambda, RunnableSequence
+from langchain_core.runnables import Runnable, RunnableSequence
 from langgraph.channels import EphemeralValue
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
@@ -28,10 +28,10 @@ from pydantic import AfterValidator, BaseModel, Field
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from chains.edge import edge
 from chains.facts import Facts
 from chains.objects import Refused, correction, read, settled
 from chains.schema import BadSchema, Schema, Unfit, of_model, of_request
+from chains.step import Step
 from chains.transcript import transcript
 
 SYSTEM = (
@@ -154,10 +154,10 @@ def build_extract(
         return judged.end()
 
     graph = StateGraph(Extraction, input_schema=Asked, output_schema=Found)
-    graph.add_node("extract", RunnableLambda(answer, aanswer))
-    graph.add_node("correct", RunnableLambda(answer, aanswer))
+    graph.add_node("extract", Step(answer, aanswer))
+    graph.add_node("correct", Step(answer, aanswer))
     graph.add_edge(START, "extract")
-    graph.add_conditional_edges("extract", edge(_next), ["correct", END])
+    graph.add_conditional_edges("extract", Step(_next), ["correct", END])
     graph.add_edge("correct", END)
     return graph.compile()
 

@@ -6,6 +6,7 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.messages.tool import invalid_tool_call, tool_call
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from typing_extensions import override
 
@@ -38,7 +39,8 @@ class Told(BaseCallbackHandler):
 def check(*messages: AnyMessage, attempts: int = 3) -> tuple[list[AnyMessage], list[tuple[str, dict[str, Any]]]]:
     """What the node makes of the last message, and what it tells of it."""
     told = Told()
-    update = build_check([weather, clock], attempts).invoke({"messages": [*messages]}, {"callbacks": [told]})
+    node = RunnableLambda(build_check([weather, clock], attempts).invoke)  # in a run, as in a graph
+    update: Any = node.invoke({"messages": [*messages]}, {"callbacks": [told]})
     return update["messages"], told.events
 
 
