@@ -5,17 +5,22 @@ a server started by hand, by uvicorn and by several workers is the same server.
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
 
 from app import remote
 from app.limits.policy import PolicyError
@@ -48,9 +53,14 @@ def serve(
         list[str] | None,
         typer.Argument(metavar="NAME=MODULE:ATTR", help="Your own agents: a compiled graph, a Runnable, or a factory."),
     ] = None,
+    *,
     config: Annotated[Path | None, typer.Option(help="A langgraph.json whose graphs are served as they are.")] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8000,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that serve the port; they share nothing, and refuse what would need it."),
+    ] = None,
     serve_anyone: Annotated[
         bool | None,
         typer.Option(help="Without keys, serve whoever reaches the port, at your cost. Else this machine only."),
@@ -63,6 +73,8 @@ def serve(
         os.environ["MILLRACE_CONFIG"] = str(config)
     if serve_anyone is not None:
         os.environ["MILLRACE_SERVE_ANYONE"] = str(serve_anyone).lower()
+    if workers is not None:
+        os.environ["MILLRACE_WORKERS"] = str(workers)
     settings = _settings()
     if settings.api_keys is None and not settings.serve_anyone and not (is_loopback(host) or names_loopback(host)):
         _fail(
@@ -86,25 +98,60 @@ def serve(
         f"Millrace serves {', '.join(app.state.runner.agents)} on http://{host}:{port} "
         f"(model: {model}{', answers are simulated' if model == SIMULATED else ''})"
     )
+    if settings.workers > 1:
+        said += f", by {settings.workers} workers that share nothing: see docs/serving.md for what they refuse"
     if settings.log_format == "json":
         logging.getLogger("millrace").info(said)  # nothing but objects on stderr
     else:
         Console(stderr=True).print(said, highlight=False)
-    # uvicorn raises the signal that ended it once more when all is done: a drained server has ended well.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws_ping_interval=settings.heartbeat_s,
-        ws_ping_timeout=PONG_TIMEOUT_S,
-        ws_per_message_deflate=False,  # 64 KiB a socket, and a bomb to unfold
-        timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
-    )
+    options: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "ws_ping_interval": settings.heartbeat_s,
+        "ws_ping_timeout": PONG_TIMEOUT_S,
+        "ws_per_message_deflate": False,  # 64 KiB a socket, and a bomb to unfold
+        "timeout_graceful_shutdown": SHUTDOWN_GRACE_S,
+    }
+    if settings.workers > 1:
+        _supervise(uvicorn.Config("app.cli:worker", factory=True, workers=settings.workers, **options))
+    else:
+        # uvicorn raises the signal that ended it once more when all is done: a drained server has ended well.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        uvicorn.run(app, **options)
+
+
+def worker() -> FastAPI:
+    """The app of one of several workers. uvicorn calls this in each, with the environment of ``serve``."""
+    settings = Settings()
+    configure(settings.log_level, settings.log_format)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        return create_app(settings)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the next one would fail in the same way
+        logging.getLogger("millrace").critical("a worker cannot start: %s", error)
+        sys.exit(STARTUP_FAILURE)
+
+
+def _end_with_parent() -> None:
+    """Drain when the parent is gone, however it went: nobody would be there to stop what goes on serving the port."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _supervise(config: uvicorn.Config) -> None:
+    """Start the workers, replace those that die, and stop them all on a signal."""
+    listener = config.bind_socket()
+    listener.listen(config.backlog)  # who connects while the workers start is served when they have
+    supervisor = Multiprocess(config, [listener])
+    supervisor.run()
+    if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+        sys.exit(STARTUP_FAILURE)
 
 
 @cli.command()
@@ -127,7 +174,10 @@ def _settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        problems = [f"MILLRACE_{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors()]
+        problems = [
+            ": ".join([*(f"MILLRACE_{str(name).upper()}" for name in one["loc"][:1]), one["msg"]])
+            for one in error.errors()
+        ]
         _fail("; ".join(problems))
 
 

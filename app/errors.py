@@ -19,6 +19,7 @@
     │   ├── TooManyReaders     429  as many open streams as may be
     │   ├── RateLimited        429  as many requests a minute as may be
     │   └── BudgetExhausted    429  the day's tokens or money are used up
+    ├── NotShared              501  it takes one worker, or what workers share
     ├── RunFailed              502  a run that was waited for did not end well
     └── Unavailable            503  the server is going away
         └── UpstreamBusy       503  too many calls wait for the model provider
@@ -171,6 +172,13 @@ class BudgetExhausted(TooManyRequests):
     """The user's tokens or money for the day are used up."""
 
     code = "budget_exhausted"
+
+
+class NotShared(MillraceError):
+    """Several workers that share nothing serve one port, and this needs what they would have to share."""
+
+    code = "not_shared"
+    status = 501
 
 
 class RunFailed(MillraceError):

@@ -13,16 +13,20 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from httpx2 import Limits as ConnectionLimits
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from openai import DefaultAsyncHttpxClient
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+from typing_extensions import override
 
 from app.eventlog.base import Lag
 from app.limits.door import Door
@@ -38,14 +42,16 @@ from app.routes.metrics import metrics_routes
 from app.routes.runs import run_routes
 from app.routes.session import session_routes
 from app.routes.usage import usage_routes
-from app.routes.websocket import websocket_routes
+from app.routes.websocket import WebSockets
 from app.runs.agent import Agent
 from app.runs.books import Books
 from app.runs.executor import blocking_nodes, installed
+from app.runs.lane import are_deaf
 from app.runs.ledger import Ledger
 from app.runs.parsing import bound_parsing
 from app.runs.prices import Prices, load_prices
 from app.runs.runner import Runner, Timing
+from app.runs.worker import Worker
 from app.settings import SIMULATED, Settings
 from app.simulator.server import Simulator
 from app.targets import Target, load_config, load_target
@@ -55,6 +61,7 @@ from app.transports.body import BodyLimit
 from app.transports.peer import Peer
 from app.transports.wire import Wire
 from chains.models import build_model, prefills
+from chains.quick import quick_deltas
 from chains.registry import BUILTINS
 from chains.toolnode import ToolLimits
 from tools.calculator import build_calculator
@@ -64,6 +71,9 @@ from tools.send_email import build_send_email
 from tools.weather import build_weather
 
 logger = logging.getLogger("millrace")
+
+CONNECTIONS = ConnectionLimits(max_connections=None, max_keepalive_connections=1000)
+"""To the model provider: as many as there are calls, which the gate bounds."""
 
 SELDOM = (10_000, 10, 20)
 """After how many new objects the young are collected, and after how many of these collections the older."""
@@ -82,7 +92,7 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
     settings = settings or Settings()
     keys = _keys(settings)
     simulator = Simulator(tokens_per_second=settings.simulated_tokens_per_second) if _simulated(settings) else None
-    client = DefaultAsyncHttpxClient()
+    client = DefaultAsyncHttpxClient(limits=CONNECTIONS)
     served = {
         **_builtins(settings, simulator, client),
         **{name: Agent(name, runnable) for name, runnable in (agents or {}).items()},
@@ -92,7 +102,7 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
     door, gate, metrics = Door(_policy(settings)), _gate(settings), Metrics(served)
     prices = Prices(load_prices(settings.prices_file) if settings.prices_file else {})
     spans = open_spans() if settings.otel else None
-    runner = Runner(
+    runner = (Runner if settings.workers == 1 else partial(Worker, workers=settings.workers))(
         served,
         ledger,
         timing=Timing(
@@ -118,7 +128,8 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
         readers=lambda: door.readers,
         gate=lambda: (gate.under_way, gate.waiting, gate.limit),
     )
-    app = FastAPI(
+    app = _App(
+        send_timeout_s=settings.send_timeout_s,
         title="Millrace",
         version=version("millrace"),
         summary="Serves LangGraph agents as streams that survive production.",
@@ -127,6 +138,7 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
     app.state.runner = runner
     app.state.simulator = simulator
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(WebSockets, runner=runner, max_frame_bytes=settings.max_body_bytes)
     app.add_middleware(
         Access, keys=keys, origins=settings.cors_origins, anyone=settings.serve_anyone, allowance=runner.allowance
     )
@@ -138,8 +150,7 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
             allow_headers=("Content-Type", "Last-Event-ID", "Idempotency-Key", "Authorization", "X-API-Key"),
             expose_headers=("X-Run-Id", "Content-Location", "Retry-After", "RateLimit", "RateLimit-Policy"),
         )
-    app.add_middleware(Peer, trusted_proxies=settings.trusted_proxies)
-    app.add_middleware(Wire, send_timeout_s=settings.send_timeout_s)  # the last is the outermost
+    app.add_middleware(Peer, trusted_proxies=settings.trusted_proxies)  # the last is the outermost: see ``_App``
     errors.install(app)
     app.include_router(health_routes(lambda: runner.open_for_runs))
     app.include_router(agent_routes(runner, heartbeat_s=settings.heartbeat_s))
@@ -148,8 +159,23 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
     app.include_router(metrics_routes(metrics))
     app.include_router(langserve_routes(runner, heartbeat_s=settings.heartbeat_s))
     app.include_router(session_routes(keys))
-    app.include_router(websocket_routes(runner, max_frame_bytes=settings.max_body_bytes))
     return app
+
+
+class _App(FastAPI):
+    """FastAPI with ``Wire`` outside of everything, also of the error handler that Starlette keeps outermost."""
+
+    def __init__(self, *, send_timeout_s: float, **options: Any) -> None:
+        super().__init__(**options)
+        self._send_timeout_s = send_timeout_s
+
+    @override
+    def build_middleware_stack(self) -> ASGIApp:
+        """The whole app."""
+        # One that was added after ours may count or change what is sent: then no stream may write past it.
+        outermost: object = self.user_middleware[0].cls
+        direct = outermost is Peer
+        return Wire(super().build_middleware_stack(), send_timeout_s=self._send_timeout_s, direct=direct)
 
 
 def _lifespan(
@@ -174,9 +200,10 @@ def _lifespan(
                 closing.push_async_callback(asyncio.to_thread, spans.close)
             closing.enter_context(installed(settings.sync_threads))
             bound_parsing()
+            await closing.enter_async_context(quick_deltas(are_deaf))
             closing.push_async_callback(runner.close)
             await runner.open()
-            closing.enter_context(_draining(runner, settings.drain_grace_s))
+            closing.enter_context(_draining(runner, settings.drain_grace_s, supervised=settings.workers > 1))
             for name, agent in runner.agents.items():
                 if nodes := blocking_nodes(agent.runnable):
                     logger.info("agent %s: a cancel reaches these synchronous nodes late: %s", name, ", ".join(nodes))
@@ -191,7 +218,7 @@ def _seldom_collecting() -> Iterator[None]:
 
     A full collection walks every object there is and stops the server meanwhile: 120 to 350 ms idle, 1.6 s in every 5 s
     with 500 live runs (measured). What a run leaves behind is freed by its reference counts, or by the collections of
-    the young, which are cheap. That memory stays flat so is shown by ``benchmarks/leaks.py``.
+    the young, which are cheap. That memory stays flat so is shown by ``benchmarks/soak.py``.
     """
     before = gc.get_threshold()
     gc.collect()
@@ -205,8 +232,10 @@ def _seldom_collecting() -> Iterator[None]:
 
 
 @contextmanager
-def _draining(runner: Runner, grace_s: float) -> Iterator[None]:
+def _draining(runner: Runner, grace_s: float, *, supervised: bool) -> Iterator[None]:
     """Drain on SIGTERM before the server hears of it; stop at once on SIGINT, or at the second signal.
+
+    One of several workers is ``supervised``: who sends SIGTERM to all processes has it sent again by the first of them.
 
     uvicorn would close its doors first, wait for the open streams, and end the lifespan after them; but a stream ends
     with its run. So while the runs have their grace the server goes on as it was, for readers and probes, and its own
@@ -228,7 +257,7 @@ def _draining(runner: Runner, grace_s: float) -> Iterator[None]:
         if number == signal.SIGTERM and not drains:
             drains.append(loop.create_task(runner.drain(grace_s)))
             drains[0].add_done_callback(lambda _: hand_over(number))
-        else:
+        elif number != signal.SIGTERM or not supervised:
             runner.stop()
             hand_over(number)
 
@@ -322,10 +351,10 @@ def _policy(settings: Settings) -> Policy:
 
 def _gate(settings: Settings) -> Gate:
     return Gate(
-        settings.upstream_concurrency,
-        tokens_per_minute=settings.upstream_tokens_per_minute,
-        max_waiting=settings.upstream_queue_max,
-        max_waiting_per_user=settings.upstream_queue_max_per_user,
+        settings.share(settings.upstream_concurrency),
+        tokens_per_minute=settings.share(settings.upstream_tokens_per_minute),
+        max_waiting=settings.share(settings.upstream_queue_max),
+        max_waiting_per_user=settings.share(settings.upstream_queue_max_per_user),
     )
 
 

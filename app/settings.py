@@ -6,15 +6,27 @@ The provider's two, ``OPENAI_API_KEY`` and ``OPENAI_BASE_URL``, are read as ever
 
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 DEFAULT_MODEL = "openai:gpt-5-mini"
 SIMULATED = "simulated"
 DEFAULT_DATABASE = "millrace.db"
+MEMORY = ":memory:"
 REQUESTS_WITH_KEYS = 20
+
+OF_ONE_WORKER = (
+    "max_streams_per_user",
+    "requests_per_minute",
+    "tokens_per_day",
+    "cost_per_day_usd",
+    "max_readers_per_user",
+    "limits_file",
+    "disconnect_grace_s",
+)
+"""What several workers that share nothing cannot hold to, where it was asked for."""
 
 
 class Settings(BaseSettings):
@@ -155,6 +167,12 @@ class Settings(BaseSettings):
     sync_threads: int = Field(
         default=64, ge=1, le=4096, description="Threads for synchronous nodes and tools, over all runs."
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="How many processes serve the port. They share nothing: what one does not know of is refused.",
+    )
     cors_origins: Annotated[list[str], NoDecode] = Field(
         default=[], description="Other origins whose pages may use this server, as https://host, separated by commas."
     )
@@ -204,6 +222,26 @@ class Settings(BaseSettings):
                 raise ValueError(f"{one!r} is neither an address nor a network ({error})") from None
         return value
 
+    @model_validator(mode="after")
+    def _held_to(self) -> Self:
+        """Refuse what was asked for and would not be so."""
+        if self.workers > 1:
+            asked = [name for name in OF_ONE_WORKER if name in self.model_fields_set and getattr(self, name)]
+            if self.database_url is not None and self.database_path() != MEMORY:
+                asked.append("database_url")
+            if asked:
+                names = ", ".join(f"MILLRACE_{name.upper()}" for name in asked)
+                raise ValueError(
+                    f"{self.workers} workers share nothing, so they cannot hold to {names}; take one worker"
+                )
+            if self.upstream_concurrency < self.workers:
+                raise ValueError("each worker needs a share of MILLRACE_UPSTREAM_CONCURRENCY; take fewer workers")
+        return self
+
+    def share(self, bound: int) -> int:
+        """A worker's part of what holds for all of them together; of 0, which is no bound, 0."""
+        return max(1, bound // self.workers) if bound else 0
+
     def requests_a_minute(self) -> int:
         """``requests_per_minute``, or its default."""
         if self.requests_per_minute is None:
@@ -211,11 +249,11 @@ class Settings(BaseSettings):
         return self.requests_per_minute
 
     def database_path(self) -> str:
-        """The SQLite file, or ``":memory:"``."""
+        """The SQLite file, or ``":memory:"``; a file belongs to one process."""
         if self.database_url is None:
-            return DEFAULT_DATABASE
+            return DEFAULT_DATABASE if self.workers == 1 else MEMORY
         path = self.database_url.removeprefix("sqlite://").removeprefix("/")
-        return path or ":memory:"
+        return path or MEMORY
 
     def chosen_model(self) -> str:
         """``provider:name``, or ``simulated``."""

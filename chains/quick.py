@@ -10,10 +10,11 @@ used; where the stock way and this one differ, there is one warning, and the sto
 
 import logging
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, closing
 from typing import Any, NamedTuple
 from uuid import UUID
+from weakref import WeakSet
 
 import httpx2
 import orjson
@@ -28,9 +29,11 @@ from pydantic import SecretStr
 
 from chains.deltas import Asked, Deltas, SyncDeltas, asked
 from chains.lane import CONTROL, Lane, lane_for
-from chains.transport import quicken
+from chains.transport import leave, quicken
 
 logger = logging.getLogger("millrace.quick")
+
+Deaf = Callable[[Sequence[object]], bool]
 
 
 LARGE = ("messages", "tools")
@@ -97,20 +100,22 @@ _Chunks = AsyncGenerator[ChatGenerationChunk]
 _SyncChunks = Generator[ChatGenerationChunk]
 
 
-def _astream(stock: Callable[..., Any]) -> Callable[..., AsyncIterator[ChatGenerationChunk]]:
+def _astream(stock: Callable[..., Any], used: WeakSet[Any]) -> Callable[..., AsyncIterator[ChatGenerationChunk]]:
     def astream(self: BaseChatOpenAI, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
         if type(self.async_client) is AsyncCompletions:
             client = self.async_client._client  # noqa: SLF001
             quicken(client._client)  # noqa: SLF001
+            used.add(client._client)  # noqa: SLF001
             self.async_client = QuickCompletions(client)
         timeout_s = self.stream_chunk_timeout
         asks = Asked(lane_for(sys._getframe(1)), min(timeout_s / 10, 5) if timeout_s else None)  # noqa: SLF001
         return _aquick(stock(self, *args, **kwargs), asks)
 
+    setattr(astream, _USED, used)
     return astream
 
 
-def _stream(stock: Callable[..., Any]) -> Callable[..., Iterator[ChatGenerationChunk]]:
+def _stream(stock: Callable[..., Any], _: WeakSet[Any]) -> Callable[..., Iterator[ChatGenerationChunk]]:
     def stream(self: BaseChatOpenAI, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
         if type(self.client) is Completions:
             self.client = QuickSyncCompletions(self.client._client)  # noqa: SLF001
@@ -145,20 +150,28 @@ def _quick(stream: _SyncChunks) -> _SyncChunks:
             yield from stream
 
 
-METHODS: Mapping[str, Callable[[Any], Any]] = {"_astream": _astream, "_stream": _stream}
+_USED = "millrace_used"
+"""Where the method that is installed has the clients that it has met."""
+
+METHODS: Mapping[str, Callable[[Any, WeakSet[Any]], Any]] = {"_astream": _astream, "_stream": _stream}
 
 
 @asynccontextmanager
-async def quick_deltas(deaf: Callable[[Sequence[object]], bool] = lambda _: True) -> AsyncIterator[None]:
+async def quick_deltas(deaf: Deaf = lambda _: True) -> AsyncIterator[None]:
     """While it is open, this process's ``ChatOpenAI`` reads dicts. Opened twice, the first one's end is the end.
 
     ``deaf``: whether callbacks such as those of a run leave its lanes free.
     """
     stock = {name: vars(BaseChatOpenAI).get(name) for name in METHODS}
-    if any(getattr(method, "__module__", None) == __name__ for method in stock.values()):
-        yield
+    used: WeakSet[httpx2.AsyncClient] | None = getattr(stock["_astream"], _USED, None)
+    if used is not None:
+        try:
+            yield
+        finally:
+            _leave(used)
         return
-    problem = await _install(stock, deaf)
+    used = WeakSet()
+    problem = await _install(stock, used, deaf)
     if problem is not None:
         _restore(stock)
         logger.warning(
@@ -170,6 +183,13 @@ async def quick_deltas(deaf: Callable[[Sequence[object]], bool] = lambda _: True
         yield
     finally:
         _restore(stock)
+        _leave(used)
+
+
+def _leave(used: Iterable[httpx2.AsyncClient]) -> None:
+    """Close what is open in this event loop: nobody closes users' models, which last as long as the process."""
+    for client in list(used):
+        leave(client)
 
 
 def _restore(stock: Mapping[str, Any]) -> None:
@@ -178,7 +198,9 @@ def _restore(stock: Mapping[str, Any]) -> None:
             setattr(BaseChatOpenAI, name, method)
 
 
-async def _install(stock: Mapping[str, Any], deaf: Callable[[Sequence[object]], bool]) -> str | None:
+async def _install(
+    stock: Mapping[str, Any], used: WeakSet[Any], deaf: Callable[[Sequence[object]], bool]
+) -> str | None:
     """Put ours before the stock methods. Why it cannot be there, if it cannot."""
     gone = [name for name, method in stock.items() if method is None]
     if gone:
@@ -186,7 +208,7 @@ async def _install(stock: Mapping[str, Any], deaf: Callable[[Sequence[object]], 
     try:
         expected = await _tried(deaf)
         for name, wrapped in METHODS.items():
-            setattr(BaseChatOpenAI, name, wrapped(stock[name]))
+            setattr(BaseChatOpenAI, name, wrapped(stock[name], used))
         found = await _tried(deaf)
         quickened = quicken(httpx2.AsyncClient(verify=False))  # nothing is sent
     except Exception as error:  # noqa: BLE001 - whatever an upgrade may break
@@ -233,7 +255,7 @@ class _Trial(NamedTuple):
     said: str
 
 
-async def _tried(deaf: Callable[[Sequence[object]], bool]) -> _Trial:
+async def _tried(deaf: Deaf) -> _Trial:
     """An answer in memory, read the way that is installed."""
     lanes, requests = _Listener(deaf), []
 
@@ -272,7 +294,7 @@ def _answer() -> httpx2.Response:
 class _Listener:
     """Gives the lane that it listens at, where nobody else listens."""
 
-    def __init__(self, deaf: Callable[[Sequence[object]], bool]) -> None:
+    def __init__(self, deaf: Deaf) -> None:
         self.said: list[str] = []
         self.promised_id = ""
         self._deaf = deaf

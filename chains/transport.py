@@ -21,7 +21,7 @@ import httpx2
 
 from chains.connection import Body, Connection, Origin, SocketOption, Timeouts
 
-__all__ = ["Body", "StreamTransport", "body_of", "quicken"]
+__all__ = ["Body", "StreamTransport", "body_of", "leave", "quicken"]
 
 LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=5.0)
 """The ``openai`` client's."""
@@ -193,6 +193,12 @@ class StreamTransport(httpx2.AsyncBaseTransport):
         connection = await self._connection(_origin(request), timeouts)
         return await connection.exchange(request, timeouts)
 
+    def leave(self) -> None:
+        """Close the running event loop's connections, since it is about to end."""
+        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            pool.close()
+
     async def aclose(self) -> None:
         """Close every connection, on whichever event loop, and the fallback."""
         pools, self._pools = self._pools, {}
@@ -258,6 +264,13 @@ def quicken(client: httpx2.AsyncClient) -> bool:
         return False
     client._transport = quick  # noqa: SLF001 - it has no other way to change it, and is made by others
     return True
+
+
+def leave(client: httpx2.AsyncClient) -> None:
+    """Close what a quickened client has open in the running event loop; the client itself stays as it is."""
+    transport = getattr(client, "_transport", None)
+    if isinstance(transport, StreamTransport):
+        transport.leave()
 
 
 def _in_place_of(transport: object) -> StreamTransport | None:

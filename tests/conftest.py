@@ -18,7 +18,7 @@ os.environ.setdefault("LANGSMITH_TRACING", "false")
 os.environ["MILLRACE_DATABASE_URL"] = "sqlite://"  # no test leaves a file in the working directory
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     """One server for all tests that need nothing special of it."""
     with serving() as one:

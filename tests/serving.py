@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from langchain_core.runnables import Runnable
+from starlette.types import ASGIApp
 
 from app.main import create_app
 from app.runs.run import Run
@@ -49,9 +50,10 @@ async def settled(server: Served, provider: Simulator, until: Callable[[Callable
 
 
 @contextmanager
-def running(app: FastAPI, host: str = "127.0.0.1") -> Iterator[str]:
-    """Serve ``app`` and give its address."""
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, lifespan="on")
+def running(app: ASGIApp, host: str = "127.0.0.1", **options: Any) -> Iterator[str]:
+    """Serve ``app`` and give its address. ``options`` are uvicorn's."""
+    options = {"lifespan": "on", "timeout_graceful_shutdown": 1, **options}
+    config = uvicorn.Config(app, log_config=None, access_log=False, **options)
     server = uvicorn.Server(config)
     # The protocol is named, as asyncio sets TCP_NODELAY only where it is.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:

@@ -7,8 +7,7 @@ import asyncio
 import json
 from typing import Any
 
-from starlette.types import Message
-from starlette.websockets import WebSocket
+from starlette.types import Message, Scope
 
 EVERYTHING = 10_000
 
@@ -16,10 +15,14 @@ EVERYTHING = 10_000
 class Client:
     """The other end. ``room``: how many messages it will take at once."""
 
-    def __init__(self, room: int = EVERYTHING, subprotocols: list[str] | None = None) -> None:
-        self.websocket = WebSocket(
-            {"type": "websocket", "headers": [], "subprotocols": subprotocols or []}, self._receive, self._send
-        )
+    def __init__(self, room: int = EVERYTHING, subprotocols: list[str] | None = None, user: str = "ada") -> None:
+        self.scope: Scope = {
+            "type": "websocket",
+            "path": "/ws",
+            "headers": [],
+            "subprotocols": subprotocols or [],
+            "state": {"user": user},
+        }
         self.texts: list[str] = []
         self.closed: tuple[int, str] | None = None
         self.accepted: Message | None = None
@@ -57,10 +60,12 @@ class Client:
         """Messages that the app has not read."""
         return self._sent.qsize()
 
-    async def _receive(self) -> Message:
+    async def receive(self) -> Message:
+        """ASGI's."""
         return await self._sent.get()
 
-    async def _send(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:
+        """ASGI's."""
         if message["type"] == "websocket.accept":
             self.accepted = message
             return

@@ -5,13 +5,18 @@ nothing can be appended. A log is bounded in bytes: beyond the bound its oldest 
 who still needed them finds the hole by the offsets; the newest entry is always there, and entries that are not
 droppable are never dropped. The writer never waits for a reader, and a reader that is cancelled while it waits has
 lost nothing.
+
+Readers are told that there is something new; they read it themselves. What one of them makes of it, those at the same
+place may share.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple, TypeVar
 
 from app.events.event import Event
+
+T = TypeVar("T")
 
 
 class Entry(NamedTuple):
@@ -50,9 +55,14 @@ class RunLog(ABC):
     def closed(self) -> bool:
         """Whether the terminal event is in."""
 
+    @property
+    @abstractmethod
+    def abandoned(self) -> bool:
+        """Whether nothing more will come, though the terminal event is not in."""
+
     @abstractmethod
     def append(self, event: Event) -> Entry:
-        """Give the event the next offset, keep it, wake who waits. Never awaits.
+        """Give the event the next offset, keep it, have told who watches. Never awaits.
 
         Raises ``LogClosed`` after the terminal event and after ``abandon``, and ``LogFull`` when what may not be
         dropped fills the bound; ``error``, ``usage`` and the closing events are admitted even then, so that a full
@@ -63,7 +73,7 @@ class RunLog(ABC):
     def abandon(self) -> None:
         """This process lets go of a run that is not over: what is there can still be read, nothing follows.
 
-        Wakes who waits. Twice is once; after the terminal event it means nothing.
+        Who watches is told. Twice is once; after the terminal event it means nothing.
         """
 
     @abstractmethod
@@ -83,6 +93,23 @@ class RunLog(ABC):
 
         The newest entry is never cut off: a gap is told together with what follows it. So where the newest alone,
         or what may not be dropped, exceeds the bound, the cut is just below the newest. Cheap as ``lag``.
+        """
+
+    @abstractmethod
+    def watch(self, woken: Callable[[], object]) -> None:
+        """Have ``woken`` called when something was appended or nothing more will come, until ``unwatch``.
+
+        It is called by the event loop, never within ``append``, and once for all that one turn of the loop appends.
+        """
+
+    @abstractmethod
+    def unwatch(self, woken: Callable[[], object]) -> None:
+        """``woken`` is called no more. Twice is once."""
+
+    @abstractmethod
+    def share(self, entries: Sequence[Entry], words: Hashable, make: Callable[[Sequence[Entry]], T]) -> T:
+        """``make(entries)``, made once for all who are told of the same news, stand at the same place and want the
+        same ``words``. Nothing of it is kept when all have been told.
         """
 
     @abstractmethod

@@ -5,18 +5,24 @@ So dropping is letting go of the beginning of the second, and a reader far behin
 first alone, without a look at what it skips. Beside the entries run the sums of their sizes: how far a reader lags,
 and what it has to skip, is a subtraction and a bisection, however long the log is.
 
+Who watches is told in rounds: one for all that a turn of the loop appended, some readers at a turn. Within a round
+most stand at the same place; so what is read there, and what the first of them makes of it, is kept for the others,
+until the round is over.
+
 Dropping goes in strokes: at the bound, the oldest droppable entries go until a tenth of the bound is free again,
 so that a long answer pays for it once in a while and not at each token.
 """
 
 import asyncio
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from operator import itemgetter
+from typing import Any
 
 import msgspec
 
-from app.eventlog.base import Entry, Lag, LogClosed, LogFull, RunLog
+from app.eventlog.base import Entry, Lag, LogClosed, LogFull, RunLog, T
 from app.events import codec
 from app.events.event import (
     Error,
@@ -30,6 +36,9 @@ from app.events.event import (
 
 ENTRY_OVERHEAD = 400
 """Bytes of Python objects that an entry costs beside its JSON (measured on tokens, rounded up)."""
+
+TOLD_AT_ONCE = 256
+"""So many readers (about 10 µs each) are told before others have their turn on the loop."""
 
 _CLOSING = (Error, Usage, MessageFinished, ToolFinished, NodeFinished, RunFinished)
 
@@ -46,7 +55,11 @@ class MemoryLog(RunLog):
         self._newest: list[Entry] = []  # nothing, or the one entry that each reader who keeps up asks for
         self._closed = False
         self._abandoned = False
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._watching: dict[Callable[[], object], None] = {}  # in the order in which they came
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._news = False
+        self._telling = False
+        self._shared: dict[Hashable, Any] | None = None  # while a round is on, and for more readers than one
 
     @classmethod
     def load(cls, dump: bytes, max_bytes: int = 8 * 1024 * 1024) -> "MemoryLog":
@@ -76,6 +89,11 @@ class MemoryLog(RunLog):
         return self._closed
 
     @property
+    def abandoned(self) -> bool:
+        """Whether nothing more will come, though the terminal event is not in."""
+        return self._abandoned
+
+    @property
     def size(self) -> int:
         """Bytes held now."""
         return self._bytes
@@ -92,18 +110,38 @@ class MemoryLog(RunLog):
                 raise LogFull(f"the run's log holds {self._max_bytes} bytes that may not be dropped")
             self._bytes -= self._loose.drop(self._bytes + size - self._max_bytes * 9 // 10)
         self._put(entry)
-        self._wake()
+        self._tell_soon()
         return entry
 
     def abandon(self) -> None:
         """Let go of a run that is not over; see ``RunLog.abandon``."""
         self._abandoned = not self._closed
-        self._wake()
+        self._tell_soon()
 
     def read(self, after: int, limit: int, cut: int = 0) -> Sequence[Entry]:
-        """The next entries over ``after``."""
+        """The next entries over ``after``. Who asks the same within a round gets the same object."""
         if after == self._last - 1:
-            return self._newest[:limit]
+            return self._newest if limit else ()
+        if self._shared is None:
+            return self._read(after, limit, cut)
+        asked = (after, limit, cut)
+        if asked not in self._shared:
+            self._shared[asked] = self._read(after, limit, cut)
+        entries: Sequence[Entry] = self._shared[asked]
+        return entries
+
+    def share(self, entries: Sequence[Entry], words: Hashable, make: Callable[[Sequence[Entry]], T]) -> T:
+        """``make(entries)``, once for all at the same place; see ``RunLog.share``."""
+        if self._shared is None:
+            return make(entries)
+        of, made = self._shared.get(words, (None, None))
+        if of is not entries:
+            made = make(entries)
+            self._shared[words] = entries, made
+        shared: T = made
+        return shared
+
+    def _read(self, after: int, limit: int, cut: int) -> Sequence[Entry]:
         firm, loose = self._firm.entries, self._loose.entries
         start = self._place(self._firm, after)
         firm = firm[start : start + limit]
@@ -128,15 +166,29 @@ class MemoryLog(RunLog):
         """Return once something is over ``after``, or nothing more will come."""
         while self._last <= after and not self._closed and not self._abandoned:
             woken = asyncio.get_running_loop().create_future()
-            self._waiting.add(woken)
+            wake = partial(_wake, woken)
+            self.watch(wake)
             try:
                 await woken
             finally:
-                self._waiting.discard(woken)
+                self.unwatch(wake)
+
+    def watch(self, woken: Callable[[], object]) -> None:
+        """Have ``woken`` called when there is something new; see ``RunLog.watch``."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._telling = loop, False
+        self._watching[woken] = None
+
+    def unwatch(self, woken: Callable[[], object]) -> None:
+        """``woken`` is called no more."""
+        self._watching.pop(woken, None)
 
     def _put(self, entry: Entry) -> None:
         self._last = entry.offset
         self._newest = [entry]
+        if self._shared:
+            self._shared.clear()
         self._bytes += len(entry.data) + ENTRY_OVERHEAD
         if entry.event.droppable:
             self._loose.put(entry)
@@ -150,10 +202,30 @@ class MemoryLog(RunLog):
         low = max(0, len(shelf.entries) - max(0, self._last - after))
         return bisect_right(shelf.entries, after, low, key=_offset)
 
-    def _wake(self) -> None:
-        for woken in self._waiting:
-            if not woken.done():
-                woken.set_result(None)
+    def _tell_soon(self) -> None:
+        self._news = True
+        if self._watching and not self._telling:
+            assert self._loop is not None
+            self._telling = True
+            self._loop.call_soon(self._tell, self._loop, [])
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, untold: list[Callable[[], object]]) -> None:
+        """Go on with the round. What comes meanwhile, some have not heard of: they do in the next one."""
+        if not untold:
+            self._news = False
+            untold = [*reversed(self._watching)]
+            self._shared = {} if len(untold) > 1 else None
+        try:
+            for _ in range(min(TOLD_AT_ONCE, len(untold))):
+                woken = untold.pop()
+                if woken in self._watching:
+                    woken()
+        finally:  # whatever befell one of them, the others are told
+            self._telling = bool(untold) or self._news
+            if self._telling:
+                loop.call_soon(self._tell, loop, untold)
+            else:
+                self._shared = None
 
 
 class _Shelf:
@@ -192,6 +264,11 @@ class _Shelf:
 
 
 _offset = itemgetter(0)
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
 
 
 def _entry(line: bytes, *, after: int, closed: bool) -> Entry:

@@ -15,12 +15,12 @@ the last one missed. It is told together with the entry after it, so no gap ever
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import accumulate, groupby
 
 from msgspec.structs import replace
 
-from app.eventlog.base import Entry, Lag, RunLog
+from app.eventlog.base import Entry, Lag, RunLog, T
 from app.events import codec
 from app.events.event import Gap, Reasoning, Token, ToolArgs
 
@@ -44,11 +44,15 @@ class LogAbandoned(Exception):
 
 
 class Subscriber:
-    """Reads one log from ``after`` on. One task at a time; being cancelled while it waits loses nothing.
+    """Reads one log from ``after`` on, by ``read``, which waits, or by ``take``, when ``watch`` has told of something.
+
+    One task at a time; being cancelled while it waits loses nothing.
 
     ``max_events`` and ``max_bytes`` (of JSON) bound how far it may lag without missing anything. What may not be
     dropped always arrives, even where it alone exceeds the bound. ``missed`` is told of each gap how wide it is.
     """
+
+    __slots__ = ("_bound", "_history", "_log", "_missed", "position")
 
     def __init__(
         self,
@@ -76,13 +80,33 @@ class Subscriber:
         Raises ``EndOfLog`` once the terminal event has been handed out, ``LogAbandoned`` when it will never come.
         """
         await self.wait()
+        return self.take()
+
+    def watch(self, woken: Callable[[], object]) -> None:
+        """Have ``woken`` called when there may be something new to ``take``; see ``RunLog.watch``."""
+        self._log.watch(woken)
+
+    def unwatch(self, woken: Callable[[], object]) -> None:
+        """``woken`` is called no more."""
+        self._log.unwatch(woken)
+
+    def take(self) -> Sequence[Entry]:
+        """What ``read`` gives, without waiting: nothing while there is nothing new."""
         fresh = self._log.last - self.position
         if fresh <= 0:
-            raise EndOfLog if self._log.closed else LogAbandoned
+            if self._log.closed:
+                raise EndOfLog
+            if self._log.abandoned:
+                raise LogAbandoned
+            return ()
         # The usual case: it keeps up, and there is one new event, which is never cut off nor part of a gap.
         entries = self._log.read(self.position, 1) if fresh == 1 else self._past() or self._live()
         self.position = entries[-1].offset
         return entries
+
+    def share(self, entries: Sequence[Entry], words: Hashable, make: Callable[[Sequence[Entry]], T]) -> T:
+        """``make`` of what ``take`` gave, once for all readers that stand here; see ``RunLog.share``."""
+        return self._log.share(entries, words, make)
 
     def _past(self) -> Sequence[Entry]:
         """What is next of the history; nothing when the reader is through with it, or the rest of it is gone."""

@@ -14,7 +14,6 @@ from urllib.parse import parse_qsl
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocket
 
 from app.errors import BadRequest, Forbidden, MillraceError, Unauthorized
 from app.routes import errors
@@ -169,6 +168,6 @@ def _query(scope: Scope) -> list[tuple[str, str]]:
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: MillraceError) -> None:
     if scope["type"] == "websocket":
         code = CloseCode.UNAUTHORIZED if error.status == 401 else CloseCode.FORBIDDEN
-        await refuse(WebSocket(scope, receive, send), code, str(error))
+        await refuse(scope, receive, send, code, str(error))
         return
     await errors.response(error)(scope, receive, send)

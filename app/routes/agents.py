@@ -10,7 +10,7 @@ from app.events.request import RunRequest
 from app.protocols import native
 from app.routes.stream import run_headers, stream_run
 from app.runs.runner import Runner
-from app.transports.sse import wants_stream
+from app.transports.sse import beating, wants_stream
 
 MAX_KEY_CHARS = 255
 
@@ -25,6 +25,7 @@ _BODY = {
 def agent_routes(runner: Runner, *, heartbeat_s: float) -> APIRouter:
     """``GET /agents`` and ``POST /agents/{agent}/runs``."""
     router = APIRouter(tags=["agents"])
+    heartbeats = beating(heartbeat_s)
 
     @router.get("/agents")
     async def agents() -> JSONResponse:
@@ -48,7 +49,7 @@ def agent_routes(runner: Runner, *, heartbeat_s: float) -> APIRouter:
             idempotency_key=_key(request),
         )
         if streams:
-            return stream_run(runner, run, 0, native.encode, heartbeat_s=heartbeat_s)
+            return stream_run(runner, run, 0, native.encode, heartbeats=heartbeats)
         return JSONResponse(run.row(), 202, headers=run_headers(run.run_id))
 
     return router

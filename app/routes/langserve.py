@@ -9,7 +9,7 @@ the whole process: two servers in a process would break each other, and a signal
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from contextlib import ExitStack, suppress
 from typing import Any, ClassVar, cast
 from urllib.parse import urlsplit
@@ -27,7 +27,6 @@ from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from app.errors import InvalidInput, MillraceError, RunFailed
@@ -41,7 +40,8 @@ from app.runs.agent import Agent
 from app.runs.runnable import AgentRunnable, Caller, caller
 from app.runs.runner import Runner
 from app.transports.disconnect import ClientLeft, until_disconnect
-from app.transports.sse import EndOfFrames, EventStream
+from app.transports.sse import EndOfFrames, EventStream, Render, Stream, beating
+from app.transports.wheel import Wheel
 
 logger = logging.getLogger("millrace.langserve")
 
@@ -54,8 +54,9 @@ Serve = Callable[[Request], Coroutine[Any, Any, Response]]
 def langserve_routes(runner: Runner, *, heartbeat_s: float = 5.0) -> APIRouter:
     """``/agents/{agent}/…`` as LangServe serves it, for every agent."""
     router = APIRouter()
+    heartbeats = beating(heartbeat_s)
     for agent in runner.agents.values():
-        router.route_class = _route_class(agent, heartbeat_s)
+        router.route_class = _route_class(agent, heartbeats)
         add_routes(
             router,
             AgentRunnable(runner, agent),
@@ -67,10 +68,10 @@ def langserve_routes(runner: Runner, *, heartbeat_s: float = 5.0) -> APIRouter:
     return router
 
 
-def _route_class(served: Agent, heartbeat: float) -> type[APIRoute]:
+def _route_class(served: Agent, beats: Wheel[Stream]) -> type[APIRoute]:
     class Route(CallRoute):
         agent = served
-        heartbeat_s = heartbeat
+        heartbeats = beats
 
     return Route
 
@@ -79,7 +80,7 @@ class CallRoute(APIRoute):
     """One of LangServe's routes, with a run's manners."""
 
     agent: ClassVar[Agent]
-    heartbeat_s: ClassVar[float]
+    heartbeats: ClassVar[Wheel[Stream]]
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         if "{config_hash}" in path:  # the playground's share links; each route would be described twice
@@ -123,7 +124,7 @@ class CallRoute(APIRoute):
                 response = await until_disconnect(self._answer(serve, _Checked(request, sent), who), request.receive)
             except RunFailed as error:
                 response = errors.response(error)
-            if isinstance(response, _Stream):
+            if isinstance(response, EventStream):
                 leaving.pop_all()
             elif not batch:
                 response.headers.update(run_headers(request.state.run_id))
@@ -132,7 +133,7 @@ class CallRoute(APIRoute):
     async def _answer(self, serve: Serve, request: Request, who: Caller) -> Response:
         response = await serve(request)
         if isinstance(response, EventSourceResponse):
-            return await _Stream.begun(response, who, request.state.run_id, self.heartbeat_s)
+            return await _begun(response, who, request.state.run_id, self.heartbeats)
         return response
 
 
@@ -148,63 +149,55 @@ class _Checked(Request):
         return self._sent
 
 
-class _Stream(EventStream):
-    """LangServe's stream as every stream of ours is sent; its client is a reader until it is closed."""
+async def _begun(response: EventSourceResponse, who: Caller, run_id: str, heartbeats: Wheel[Stream]) -> EventStream:
+    """LangServe's stream as every stream of ours is sent, with its run started; its client is a reader until it ends.
 
-    def __init__(self, frames: "_Frames", who: Caller, run_id: str, heartbeat_s: float) -> None:
-        super().__init__(frames, heartbeat_s=heartbeat_s, headers=run_headers(run_id), on_close=who.close)
-        self._frames = frames
-
-    @classmethod
-    async def begun(cls, response: EventSourceResponse, who: Caller, run_id: str, heartbeat_s: float) -> "_Stream":
-        """The stream with its run started. Raises what refused the run, while there is a status to say it by."""
-        frames = _Frames(cast("AsyncGenerator[dict[str, str], None]", response.body_iterator))
-        try:
-            await frames.begin(who.started)
-            if not who.runs and frames.failure is not None:
-                raise frames.failure
-        except BaseException:
-            await frames.aclose()
-            raise
-        return cls(frames, who, run_id, heartbeat_s)
-
-    @override
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the run ends, the client leaves, or it has lagged too far and is told so."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._frames.aclose()
+    Raises what refused the run, while there is a status to say it by.
+    """
+    frames = _Frames(cast("AsyncGenerator[dict[str, str], None]", response.body_iterator))
+    try:
+        await frames.begin(who.started)
+        if not who.runs and frames.failure is not None:
+            raise frames.failure
+    except BaseException:
+        await frames.aclose()
+        raise
+    return EventStream(frames, heartbeats=heartbeats, headers=run_headers(run_id), on_close=who.close)
 
 
 class _Frames:
     """LangServe's items as frames; see ``transports.sse.FrameSource``. ``failure`` is what ended them, told by one.
 
-    The items are read by a task: a heartbeat cancels the read, and a cancelled generator would be at its end.
+    One item is fetched at a time, by a task of its own: a stream that takes none has none fetched.
     """
 
     def __init__(self, items: AsyncGenerator[dict[str, str], None]) -> None:
         self.failure: Exception | None = None
         self._items = items
         self._next: asyncio.Task[Frame | None] | None = None
+        self._woken: Callable[[], object] = lambda: None
 
     async def begin(self, started: asyncio.Future[None]) -> None:
         """Set off, and wait until the run is started or refused."""
-        self._next = asyncio.create_task(self._advance())
-        await asyncio.wait((self._next, started), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((self._fetch(), started), return_when=asyncio.FIRST_COMPLETED)
 
-    async def read(self) -> Sequence[Frame]:
-        """The next frame."""
-        if self._next is None:
-            self._next = asyncio.create_task(self._advance())
-        await asyncio.wait((self._next,))
-        frame, self._next = self._next.result(), None
+    def watch(self, woken: Callable[[], object]) -> None:
+        """Have ``woken`` called when an item has been fetched."""
+        self._woken = woken
+
+    def take(self, render: Render) -> bytes:
+        """The next frame, once it is fetched."""
+        fetched = self._next or self._fetch()
+        if not fetched.done():
+            return b""
+        frame, self._next = fetched.result(), None
         if frame is None:
             raise EndOfFrames
-        return (frame,)
+        return render((frame,))
 
     async def aclose(self) -> None:
         """Let go of the generator. It would answer a plain close with another item, which Python forbids."""
+        self._woken = lambda: None
         with anyio.CancelScope(shield=True):
             if self._next is not None:
                 self._next.cancel()
@@ -212,6 +205,11 @@ class _Frames:
             with suppress(asyncio.CancelledError, StopAsyncIteration):
                 await self._items.athrow(asyncio.CancelledError())
             await self._items.aclose()
+
+    def _fetch(self) -> asyncio.Task[Frame | None]:
+        self._next = asyncio.create_task(self._advance())
+        self._next.add_done_callback(lambda _: self._woken())
+        return self._next
 
     async def _advance(self) -> Frame | None:
         if self.failure is not None:

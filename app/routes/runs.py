@@ -9,6 +9,7 @@ from app.routes.stream import stream_run
 from app.runs.run import Run
 from app.runs.runner import Runner
 from app.transports.disconnect import wait_or_leave
+from app.transports.sse import beating
 
 EVENTSOURCE_GRACE_S = 3.0
 """A browser's EventSource that lost its connection is back within its retry time: no reason to end the run."""
@@ -17,6 +18,7 @@ EVENTSOURCE_GRACE_S = 3.0
 def run_routes(runner: Runner, *, heartbeat_s: float) -> APIRouter:
     """``/runs`` and what is below it."""
     router = APIRouter(tags=["runs"])
+    heartbeats = beating(heartbeat_s)
 
     @router.get("/runs")
     async def runs(request: Request) -> JSONResponse:
@@ -39,7 +41,7 @@ def run_routes(runner: Runner, *, heartbeat_s: float) -> APIRouter:
         offset = native.parse_offset(request.headers.get("last-event-id") or after)
         if run.finished and offset == run.last_event_id:
             return Response(status_code=204)
-        return stream_run(runner, run, offset, native.encode, heartbeat_s=heartbeat_s, min_grace_s=EVENTSOURCE_GRACE_S)
+        return stream_run(runner, run, offset, native.encode, heartbeats=heartbeats, min_grace_s=EVENTSOURCE_GRACE_S)
 
     @router.get("/runs/{run_id}/result")
     async def result(run_id: str, request: Request, wait: bool = False) -> Response:

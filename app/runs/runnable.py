@@ -30,7 +30,7 @@ from typing_extensions import override
 from app.errors import RunFailed, UpstreamBusy
 from app.events.event import Event, ObjectPartial
 from app.events.request import RunRequest
-from app.limits.door import Slot
+from app.limits.door import Seat, Slot
 from app.runs.agent import MAX_INPUT_DEPTH, OBJECT, Agent
 from app.runs.run import Run
 from app.runs.runlog import Output, Steps, Sum, Words, is_chunk, readable
@@ -55,7 +55,7 @@ class Caller:
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._attachments: list[Attachment] = []
         self._left = False
-        self._seat: ExitStack | None = None
+        self._seat: Seat | None = None
 
     @property
     def seated(self) -> bool:

@@ -72,6 +72,7 @@ class Scope:
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._due = 0.0  # kept apart, as a handle of uvloop's for a time that has come cannot tell it
         self._closed = False
 
     def bind(self, task: "asyncio.Task[Any]") -> None:
@@ -92,12 +93,13 @@ class Scope:
         """From here on the run's time counts: after ``left_s`` it has an ending at the latest."""
         if self.left_s is not None and self.ending is None:
             loop = asyncio.get_running_loop()
-            self._deadline = loop.call_later(self.left_s, self.end, Ending("timed_out", "run_timeout"))
+            self._due = loop.time() + self.left_s
+            self._deadline = loop.call_at(self._due, self.end, Ending("timed_out", "run_timeout"))
 
     def stop_clock(self) -> None:
         """What is left of the run's time is kept."""
         if self._deadline is not None:
-            self.left_s = max(self._deadline.when() - asyncio.get_running_loop().time(), 0.001)
+            self.left_s = max(self._due - asyncio.get_running_loop().time(), 0.001)
             self._deadline.cancel()
             self._deadline = None
 

@@ -8,11 +8,13 @@ is ``other``. Nothing of a user's, of a thread or of a prompt becomes a label.
 May be called from any thread. Nothing here awaits, and nothing raises for a value that is odd.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.metrics_core import Metric
@@ -94,8 +96,8 @@ class Metrics:
         self._model_first_token = self._histogram(
             "model_time_to_first_token_seconds", "From a model call's start to its first token.", FIRST_TOKEN_S, "model"
         )
-        inter_token = self._histogram("inter_token_seconds", "Between two tokens of one run.", INTER_TOKEN_S)
-        self._inter_token = inter_token.observe
+        self._inter_token = _Tally("inter_token_seconds", "Between two tokens of one run.", INTER_TOKEN_S)
+        self.registry.register(self._inter_token)
         self._queue_wait = self._histogram(
             "queue_wait_seconds", "What model calls waited at the upstream gate.", QUEUE_WAIT_S
         )
@@ -196,8 +198,8 @@ class Metrics:
             self._saved_usd.labels(agent).inc(_amount(run.saved_usd))
 
     def token_gap(self, seconds: float) -> None:
-        """So much time was between two tokens of one run. For every token: about a microsecond."""
-        self._inter_token(max(0.0, seconds))
+        """So much time was between two tokens of one run. For every token, and from the event loop's thread alone."""
+        self._inter_token.add(max(0.0, seconds))
 
     def first_token(self, agent: str, seconds: float) -> None:
         """A run's first token has come, so long after the run was admitted."""
@@ -249,6 +251,28 @@ class Metrics:
 
     def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"millrace_{name}", meaning, labels, buckets=buckets, registry=self.registry)
+
+
+class _Tally(Collector):
+    """A histogram that one thread alone adds to: without the locks that make the library's cost five times as much."""
+
+    def __init__(self, name: str, meaning: str, bounds: tuple[float, ...]) -> None:
+        self._name = f"millrace_{name}"
+        self._meaning = meaning
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def add(self, value: float) -> None:
+        """One more."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def collect(self) -> Iterator[Metric]:
+        """As Prometheus has it: each bucket holds what is in those below it."""
+        bounds = (*map(str, self._bounds), "+Inf")
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(self._name, self._meaning, buckets=buckets, sum_value=self._sum)
 
 
 class _Now(Collector):

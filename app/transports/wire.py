@@ -12,22 +12,26 @@ says nothing of one whose cable was pulled:
 reader takes only a part of what a segment holds: a slow one is cut off while it reads. So it is set to twice the time,
 for what is still unsent when nobody looks any more, and who takes how much is read off ``TCP_INFO``.
 
-The server hears of a drop as of any other disconnect. Nothing here awaits, polls a request or looks into what is
-sent. Where there is no TCP transport to be found (a test client, another server), and for each thing that the system
-does not have, the app is served without.
+The server hears of a drop as of any other disconnect. Nothing here polls a request or looks into what is sent.
+Where there is no TCP transport to be found (a test client, another server), and for each thing that the system does
+not have, the app is served without.
+
+Where nobody stands between the server and this place who could want to see what is sent, and the server is uvicorn as
+it is known, a stream may be left to the connection: the middlewares and the route, half of the memory that an open
+stream would hold, return, and it lives on here; and it may write past the server, see ``Connection.direct``.
 """
 
 import asyncio
 import logging
 import socket
 import struct
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.transports.wheel import Wheel
 
 logger = logging.getLogger("millrace.wire")
 
@@ -41,10 +45,7 @@ SNDBUF = 32 * 1024
 """What the kernel is asked to hold; Linux takes twice that."""
 
 LOOK_S = 2.5
-"""How often a connection is looked at, while a request is being served over it."""
-
-LOOKS_AT_ONCE, REST_S = 256, 0.01
-"""So many looks (about 4 µs each) before others have their turn."""
+"""How often a connection is looked at (about 4 µs), while a request is being served over it."""
 
 LOST_AFTER_S = 10.0
 """A silence so long, with questions unanswered, is no mere hiccup. A look later than that is within 15 s."""
@@ -73,7 +74,7 @@ class TcpInfo(NamedTuple):
         """What the kernel knows of this socket; ``None`` where it does not say, or the socket is closed."""
         try:
             return cls._make(_TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)))
-        except (AttributeError, OSError, struct.error):
+        except (AttributeError, OSError, ValueError, struct.error):  # uvloop: a ValueError, once it is closed
             return None
 
     @property
@@ -93,12 +94,30 @@ def gone(before: TcpInfo | None, now: TcpInfo) -> bool:
     return silent_s > LOST_AFTER_S and now.unanswered and before is not None and before.unanswered
 
 
+class Stream(Protocol):
+    """What goes on when the app has returned: see ``Connection.stream``."""
+
+    async def run(self, receive: Receive, send: Send) -> None:
+        """Until the response is complete or the client has left."""
+
+    async def aclose(self) -> None:
+        """It is over, or never began."""
+
+
 class Connection:
-    """One request's connection. ``abort`` breaks it off: the client must not take what it has for all there is."""
+    """One request's connection. ``abort`` breaks it off: the client must not take what it has for all there is.
 
-    __slots__ = ("_info", "_since", "_sock", "_taken", "_transport")
+    ``stream`` is what the app leaves to it, with the response's head sent; it runs when the app has returned.
+    ``direct``: ``write`` may be used, for chunks (RFC 9112, 7.1) of a response's body between its head and its end,
+    which go by the server, as any part of the body may. ``cycle`` is what the server knows the request by.
+    """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    __slots__ = ("_cycle", "_info", "_since", "_sock", "_taken", "_transport", "direct", "stream")
+
+    def __init__(self, transport: asyncio.Transport, cycle: Any = None, *, direct: bool = False) -> None:
+        self.direct = direct
+        self.stream: Stream | None = None
+        self._cycle = cycle
         self._transport = transport
         self._sock = transport.get_extra_info("socket")
         self._info: TcpInfo | None = None
@@ -113,15 +132,33 @@ class Connection:
             return str(name[0]), int(name[1])
         return None if self._sock is not None and self._sock.family == getattr(socket, "AF_UNIX", None) else ("", 0)
 
+    @property
+    def closing(self) -> bool:
+        """Whether nothing may be written any more."""
+        return self._cycle.disconnected or self._cycle.response_complete or self._transport.is_closing()
+
+    @property
+    def full(self) -> bool:
+        """Whether the peer has to take something first: until then the server's own ``send`` waits for it."""
+        return self._transport.get_write_buffer_size() > HIGH_WATER
+
+    def write(self, data: bytes) -> None:
+        """Hand chunks to the transport; neither ``closing`` nor ``full`` may be true."""
+        self._transport.write(data)
+
     def abort(self) -> None:
         """Close at once; of what is unsent, the kernel's part still goes out. Twice is once."""
         self._transport.abort()
 
-    def reset(self) -> None:
-        """Close at once, and let go of all that is unsent."""
-        with suppress(AttributeError, OSError):
+    def drop(self) -> None:
+        """Close at once, let go of all that is unsent, and have the request hear of it."""
+        with suppress(AttributeError, OSError, ValueError):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.abort()
+        # uvicorn (0.54, httptools) tells only the last request of a pipeline, and this may be an earlier one.
+        if getattr(self._cycle, "disconnected", None) is False and hasattr(self._cycle, "message_event"):
+            self._cycle.disconnected = True
+            self._cycle.message_event.set()
 
     def tune(self, options: list[tuple[int, int, int]]) -> None:
         """Set the options and marks, unless an earlier request has."""
@@ -129,11 +166,13 @@ class Connection:
             return
         self._transport.set_write_buffer_limits(high=HIGH_WATER, low=HIGH_WATER)
         for option in options:
-            with suppress(AttributeError, OSError):  # no TCP, or a system that does not know the option
+            with suppress(AttributeError, OSError, ValueError):  # no TCP, or a system that does not know the option
                 self._sock.setsockopt(*option)
 
     def look(self, now: float, send_timeout_s: float) -> str | None:
         """Why this connection should be dropped, if it should. ``now`` is the loop's time."""
+        if self._transport.is_closing():
+            return "it is closed"
         before, self._info = self._info, TcpInfo.of(self._sock)
         unsent = self._transport.get_write_buffer_size()
         if self._info is None:
@@ -148,61 +187,65 @@ class Connection:
 
 
 class Wire:
-    """ASGI middleware, the outermost: it finds the transport through the server's own ``receive``."""
+    """ASGI middleware, the outermost: it finds the transport through the server's own ``receive``.
 
-    def __init__(self, app: ASGIApp, *, send_timeout_s: float = 30.0) -> None:
+    ``direct``: none of the middlewares inside of it has any business with what a stream sends after its head.
+    """
+
+    def __init__(self, app: ASGIApp, *, send_timeout_s: float = 30.0, direct: bool = True) -> None:
         self._app = app
+        self._direct = direct
         self._send_timeout_s = send_timeout_s
-        self._look_s = min(LOOK_S, send_timeout_s / 4)
         self._options = list(_options(send_timeout_s))
-        self._due: OrderedDict[Connection, float] = OrderedDict()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._looks: Wheel[Connection] = Wheel(min(LOOK_S, send_timeout_s / 4), self._look)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request with its connection in the scope's extensions."""
-        transport: Any = getattr(getattr(receive, "__self__", None), "transport", None)
+        cycle = getattr(receive, "__self__", None)
+        transport: Any = getattr(cycle, "transport", None)
         if transport is None:
             await self._app(scope, receive, send)
             return
-        connection = Connection(transport)
+        connection = Connection(transport, cycle, direct=self._direct and _is_bare(cycle, scope, send))
         connection.tune(self._options)
         scope["extensions"] = {**(scope.get("extensions") or {}), EXTENSION: connection}
-        self._watch(connection)
+        self._looks.touch(connection)
         try:
             await self._app(scope, receive, send)
+            if connection.stream is not None:
+                await connection.stream.run(receive, send)
         finally:
-            self._due.pop(connection, None)
+            self._looks.drop(connection)
+            if connection.stream is not None:
+                await connection.stream.aclose()
 
-    def _watch(self, connection: Connection) -> None:
-        loop = asyncio.get_running_loop()
-        self._due[connection] = due = loop.time() + self._look_s
-        if self._loop is not loop:  # nobody looks: there was nothing to look at, or an earlier loop has ended
-            self._loop = loop
-            loop.call_at(due, self._look, loop)
-
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        # One timer for all. The order of arrival is the order of looking, as all wait equally long.
-        now = loop.time()
-        for connection in list(islice(self._due, LOOKS_AT_ONCE)):
-            if self._due[connection] > now:
-                break
-            self._due[connection] = now + self._look_s
-            self._due.move_to_end(connection)
-            reason = connection.look(now, self._send_timeout_s)
-            if reason is not None:
-                logger.debug("a connection was dropped: %s", reason)
-                connection.reset()
-        if self._loop is loop:
-            self._loop = None
-            for due in islice(self._due.values(), 1):
-                self._loop = loop
-                loop.call_at(max(due, now + REST_S), self._look, loop)
+    def _look(self, connection: Connection, now: float) -> None:
+        reason = connection.look(now, self._send_timeout_s)
+        if reason is not None:
+            logger.debug("a connection was dropped: %s", reason)
+            connection.drop()
 
 
 def connection_of(scope: Scope) -> Connection | None:
     """The connection that ``Wire`` found under this request."""
     found = (scope.get("extensions") or {}).get(EXTENSION)
     return found if isinstance(found, Connection) else None
+
+
+def _is_bare(cycle: Any, scope: Scope, send: Send) -> bool:
+    """Whether ``send`` is uvicorn's own, with nobody before it, and makes chunks of an HTTP/1.1 response's body.
+
+    Of uvicorn's insides only this is relied on: both its ``RequestResponseCycle``s write at once what they are sent,
+    and keep these two marks. Where they are not found, the app is served without.
+    """
+    return (
+        getattr(send, "__self__", None) is cycle
+        and type(cycle).__module__.startswith("uvicorn.protocols.http.")
+        and (scope["type"], scope.get("http_version")) == ("http", "1.1")
+        and scope.get("method") != "HEAD"
+        and getattr(cycle, "disconnected", None) is False
+        and getattr(cycle, "response_complete", None) is False
+    )
 
 
 def _options(send_timeout_s: float) -> Iterator[tuple[int, int, int]]:

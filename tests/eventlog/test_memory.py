@@ -1,14 +1,16 @@
 """The log in memory against the plainest model there is: a list of everything that was ever appended."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.eventlog.base import Entry, Lag, LogClosed, LogFull
-from app.eventlog.memory import ENTRY_OVERHEAD, MemoryLog
+from app.eventlog.memory import ENTRY_OVERHEAD, TOLD_AT_ONCE, MemoryLog
 from app.events import codec
 from app.events.event import (
     Error,
@@ -403,3 +405,147 @@ async def test_a_waiter_that_is_cancelled_in_the_very_step_of_the_append_disturb
     assert second.result() is None
     log.append(token())
     assert log.last == 2
+
+
+# Watching
+
+
+async def turns(count: int = 3) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_who_watches_is_told_once_for_all_that_one_turn_appends_and_never_within_it() -> None:
+    log, told = MemoryLog(), list[Any]()
+    log.watch(lambda: told.append(log.last))
+    for _ in range(3):
+        log.append(token())
+    assert told == []
+    await turns()
+    assert told == [3]
+    log.append(END)
+    await turns()
+    assert told == [3, 4]
+
+
+async def test_who_watches_is_told_of_the_abandoning() -> None:
+    log, told = MemoryLog(), list[Any]()
+    log.append(token())
+    log.watch(lambda: told.append(log.abandoned))
+    log.abandon()
+    await turns()
+    assert told == [True]
+
+
+async def test_who_watches_no_more_is_not_told_not_even_in_a_round_that_has_begun() -> None:
+    log, told = MemoryLog(), list[Any]()
+
+    def last() -> None:
+        told.append("last")
+
+    def first() -> None:
+        told.append("first")
+        log.unwatch(last)
+        log.unwatch(last)
+
+    log.watch(first)
+    log.watch(last)
+    log.append(token())
+    await turns()
+    assert told == ["first"]
+
+
+async def test_what_is_appended_within_a_round_is_told_to_all_in_another() -> None:
+    log, told = MemoryLog(), list[Any]()
+
+    def writes() -> None:
+        told.append(("writes", log.last))
+        if log.last == 1:
+            log.append(token())
+
+    log.watch(lambda: told.append(("before", log.last)))
+    log.watch(writes)
+    log.append(token())
+    await turns(5)
+    assert told == [("before", 1), ("writes", 1), ("before", 2), ("writes", 2)]
+
+
+async def test_more_readers_than_a_portion_are_told_in_turns_each_once_in_their_order() -> None:
+    log, told = MemoryLog(), list[Any]()
+    for number in range(2 * TOLD_AT_ONCE + 1):
+        log.watch(partial(told.append, number))
+    log.append(token())
+    await asyncio.sleep(0)
+    assert len(told) <= TOLD_AT_ONCE
+    await turns(5)
+    assert told == list(range(2 * TOLD_AT_ONCE + 1))
+
+
+async def test_one_who_fails_when_told_keeps_nobody_else_from_it() -> None:
+    log, told, failures = MemoryLog(), list[str](), list[Any]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
+
+    def fails() -> None:
+        raise KeyError("mine")
+
+    log.watch(lambda: told.append("before"))
+    log.watch(fails)
+    log.watch(lambda: told.append("after"))
+    for _ in range(2):
+        log.append(token())
+        await turns(5)
+    assert told == ["before", "after"] * 2
+    assert [type(one) for one in failures] == [KeyError] * 2
+
+
+async def test_what_one_makes_of_the_news_is_made_once_for_all_at_its_place_and_then_forgotten() -> None:
+    log, made, shared = MemoryLog(), list[list[int]](), list[tuple[int, bytes]]()
+
+    def make(entries: Sequence[Entry]) -> bytes:
+        made.append([entry.offset for entry in entries])
+        return b"".join(entry.data for entry in entries)
+
+    def read(after: int) -> None:
+        entries = log.read(after, 100)
+        shared.append((after, log.share(entries, "words", make)))
+
+    for after in (0, 0, 1, 1, 0):
+        log.watch(partial(read, after))
+    for size in (1, 2, 3):
+        log.append(token(size))
+    await turns()
+    whole = b"".join(entry.data for entry in log.read(0, 3))
+    rest = b"".join(entry.data for entry in log.read(1, 3))
+    assert shared == [(0, whole), (0, whole), (1, rest), (1, rest), (0, whole)]
+    assert made == [[1, 2, 3], [2, 3], [1, 2, 3]]
+    assert shared[0][1] is shared[1][1]
+    assert log._shared is None
+
+
+async def test_nothing_that_was_made_before_an_append_is_given_out_after_it() -> None:
+    log, shared = MemoryLog(), list[Any]()
+
+    def read() -> None:
+        shared.append(log.share(log.read(0, 100), "words", len))
+        if log.last == 2:
+            log.append(token())
+
+    for _ in range(3):
+        log.watch(partial(read))
+    log.append(token())
+    log.append(token())
+    await turns(5)
+    assert shared == [2, 3, 3, 3, 3, 3]
+
+
+async def test_different_words_are_not_confused() -> None:
+    log, shared = MemoryLog(), list[Any]()
+
+    def read(words: str, make: Callable[[Sequence[Entry]], object]) -> None:
+        shared.append(log.share(log.read(0, 9), words, make))
+
+    for one in (partial(read, "count", len), partial(read, "text", repr), partial(read, "count", len)):
+        log.watch(one)
+    log.append(token())
+    await turns()
+    assert shared == [1, repr(log.read(0, 9)), 1]

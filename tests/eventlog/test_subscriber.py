@@ -391,3 +391,42 @@ async def test_a_finished_log_cannot_be_abandoned() -> None:
 
 async def _read(reader: Subscriber) -> Sequence[Entry]:
     return await reader.read()
+
+
+# Without waiting
+
+
+async def test_taking_is_reading_without_the_wait() -> None:
+    log = MemoryLog()
+    reader = Subscriber(log)
+    told: list[int] = []
+
+    def take() -> None:
+        told.extend(entry.offset for entry in reader.take())
+
+    reader.watch(take)
+    assert reader.take() == ()
+    for _ in range(3):
+        log.append(token())
+        log.append(token())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert told == [1, 2, 3, 4, 5, 6]
+    reader.unwatch(take)
+    log.append(END)
+    await asyncio.sleep(0)
+    assert [entry.offset for entry in reader.take()] == [7]
+    for _ in range(2):
+        with pytest.raises(EndOfLog):
+            reader.take()
+
+
+async def test_taking_from_an_abandoned_log_gives_what_is_there_and_then_says_so() -> None:
+    log = MemoryLog()
+    log.append(token())
+    reader = Subscriber(log)
+    log.abandon()
+    assert [entry.offset for entry in reader.take()] == [1]
+    for _ in range(2):
+        with pytest.raises(LogAbandoned):
+            reader.take()

@@ -102,16 +102,18 @@ async def test_many_streams_on_one_socket_are_byte_for_byte_what_sse_tells(
     server: Served, talk: Talk, client: httpx.AsyncClient
 ) -> None:
     asked = {f"s{n}": ("assistant", "branches", "chat", "echo")[n % 4] for n in range(24)}
+    # At the pace of people: what comes in a burst while others start, a reader finds merged.
+    text = "[[tokens_per_second=50 call=all]] What is 6*7?"
     for stream_id, agent in asked.items():
-        await talk.say("start", stream_id=stream_id, agent=agent, input="What is 6*7?")
+        await talk.say("start", stream_id=stream_id, agent=agent, input=text)
     texts: dict[str, list[str]] = {stream_id: [] for stream_id in asked}
     left = set(asked)
     switches, last = 0, ""
     while left:
-        text = await talk.connection.recv()
-        assert isinstance(text, str)
-        frame = json.loads(text)
-        texts[frame["stream_id"]].append(text)
+        said = await talk.connection.recv()
+        assert isinstance(said, str)
+        frame = json.loads(said)
+        texts[frame["stream_id"]].append(said)
         switches, last = switches + (frame["stream_id"] != last), frame["stream_id"]
         if frame["event"] == "run.finished":
             left.remove(frame["stream_id"])

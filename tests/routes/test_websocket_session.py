@@ -1,6 +1,7 @@
 """The streams of one socket, without a network: who leaves whom, and when, whatever ends first."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -11,15 +12,16 @@ import pytest
 from langchain_core.runnables import RunnableLambda
 from scripted import Gate, Scripted, Step, say, words
 from sockets import EVERYTHING, Client
+from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from app.eventlog.base import Lag
 from app.events.request import RunRequest
-from app.routes.websocket import MAX_COMMANDS, MAX_STREAMS, Session
+from app.routes.websocket import MAX_COMMANDS, MAX_STREAMS, Session, Stream, WebSockets
 from app.runs.agent import Agent
 from app.runs.run import Run
 from app.runs.runner import Runner
-from app.transports.websocket import Socket, accept
+from app.transports.websocket import Socket
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
@@ -70,14 +72,18 @@ async def opened(runner: Runner) -> AsyncIterator[Runner]:
         await runner.close()
 
 
+async def nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    """The app behind the sockets."""
+    raise AssertionError(f"nothing is served at {scope['path']}")
+
+
 @asynccontextmanager
 async def connected(
-    runner: Runner, room: int = EVERYTHING, user: str = USER
-) -> AsyncIterator[tuple[Client, "asyncio.Task[None]"]]:
-    client = Client(room)
-    await accept(client.websocket)
-    session = Session(Socket(client.websocket), runner, user=user, max_frame_bytes=64 * 1024)
-    task = asyncio.create_task(session.serve())
+    runner: Runner, room: int = EVERYTHING, user: str = USER, sockets: WebSockets | None = None
+) -> AsyncIterator[tuple[Client, "asyncio.Future[None]"]]:
+    client = Client(room, user=user)
+    served = sockets or WebSockets(nowhere, runner=runner, max_frame_bytes=64 * 1024)
+    task = asyncio.ensure_future(served(client.scope, client.receive, client.send))
     try:
         yield client, task
     finally:
@@ -326,3 +332,46 @@ async def test_another_users_run_does_not_exist(until: Until) -> None:
         await until(lambda: ended(foreign, "a"))
         assert foreign.of("a")[-1]["data"]["code"] == "unknown_run"
         assert runs_of(runner)[0].scope.readers == 1
+
+
+async def test_all_sockets_of_a_server_hear_of_its_drain_and_one_that_comes_meanwhile_does_too(until: Until) -> None:
+    async with opened(Runner(agents(waits=waiting_agent(Gate())), strict=True)) as runner:
+        sockets = WebSockets(nowhere, runner=runner)
+        async with (
+            connected(runner, sockets=sockets) as (first, gone),
+            connected(runner, sockets=sockets) as (second, one),
+            connected(runner, sockets=sockets) as (third, other),
+        ):
+            await until(lambda: all(client.accepted is not None for client in (first, second, third)))
+            first.leave()
+            await until(gone.done)
+            runner.draining.set()
+            await until(lambda: one.done() and other.done())
+            assert [client.closed and client.closed[0] for client in (first, second, third)] == [None, 1012, 1012]
+            async with connected(runner, sockets=sockets) as (late, refused):
+                await until(refused.done)
+                assert late.closed is not None
+                assert late.closed[0] == 1012
+
+
+@pytest.mark.parametrize("way", ["leaves", "is drained"])
+async def test_a_socket_that_has_ended_leaves_nothing_to_the_collector(until: Until, way: str) -> None:
+    async with (
+        opened(Runner(agents(echo=RunnableLambda(str.upper)), strict=True)) as runner,
+        connected(runner) as (client, task),
+    ):
+        client.say("ping")
+        client.say("start", stream_id="a", agent="echo", input="hi")
+        await until(lambda: ended(client, "a"))
+        gc.collect()
+        gc.disable()
+        try:
+            if way == "leaves":
+                client.leave()
+            else:
+                runner.draining.set()
+            await until(task.done)
+            await asyncio.sleep(0)
+            assert not [one for one in gc.get_objects() if type(one) in (Session, Stream, Socket)]
+        finally:
+            gc.enable()

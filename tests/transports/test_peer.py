@@ -31,7 +31,7 @@ async def tell(scope: Scope, receive: Receive, send: Send) -> None:
 @contextmanager
 def behind(trusted: Sequence[str]) -> Iterator[str]:
     app: ASGIApp = Wire(Peer(tell, trusted_proxies=trusted))
-    with running(app) as url:  # type: ignore[arg-type]  # it serves any ASGI app, by uvicorn, which trusts loopback itself
+    with running(app) as url:  # it serves any ASGI app, by uvicorn, which trusts loopback itself
         yield url
 
 

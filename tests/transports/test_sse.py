@@ -2,50 +2,54 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import httpx
 import pytest
 from fastapi import FastAPI, Response
 from serving import running
-from starlette.types import Message
+from starlette.types import ASGIApp, Message
 
 from app.protocols.frame import Frame
-from app.transports.sse import HEARTBEAT, RETRY, BrokenFrames, EndOfFrames, EventStream, render
+from app.transports.sse import HEARTBEAT, RETRY, BrokenFrames, EndOfFrames, EventStream, Render, beating, render
 from app.transports.wire import Wire
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
+Wired = Callable[[FastAPI], ASGIApp]
 
 
 class Feed:
-    """Frames as a test hands them out. Like a log's reader: a cursor, which a cancelled wait leaves where it was."""
+    """Frames as a test hands them out. ``reading``: whoever takes them has found that there are no more."""
 
     def __init__(self, count: int = 0) -> None:
         self.frames = [frame(number + 1) for number in range(count)]
         self.ending: Exception | None = None
         self.reading = False
+        self.closed = 0
         self._read = 0
-        self._changed = asyncio.Event()
+        self._woken: Callable[[], object] = lambda: None
 
     def put(self, *frames: Frame) -> None:
         self.frames += frames
-        self._changed.set()
+        asyncio.get_running_loop().call_soon(self._woken)
 
     def end(self, ending: Exception | None = None) -> None:
         self.ending = ending or EndOfFrames()
-        self._changed.set()
+        asyncio.get_running_loop().call_soon(self._woken)
 
-    async def read(self) -> Sequence[Frame]:
-        self.reading = True
-        while self._read == len(self.frames):
-            if self.ending is not None:
-                raise self.ending
-            self._changed.clear()
-            await self._changed.wait()
+    def watch(self, woken: Callable[[], object]) -> None:
+        self._woken = woken
+
+    def take(self, render: Render) -> bytes:
+        self.reading = self._read == len(self.frames)
+        if self.reading and self.ending is not None:
+            raise self.ending
         new, self._read = self.frames[self._read :], len(self.frames)
-        self.reading = False
-        return new
+        return render(new)
+
+    async def aclose(self) -> None:
+        self.closed += 1
+        self._woken = lambda: None
 
 
 def frame(number: int) -> Frame:
@@ -77,7 +81,7 @@ class Server:
         self.closed += 1
 
     def serve(self, feed: Feed, heartbeat_s: float = 60) -> "asyncio.Task[None]":
-        stream = EventStream(feed, heartbeat_s=heartbeat_s, headers={}, on_close=self.close)
+        stream = EventStream(feed, heartbeats=beating(heartbeat_s), headers={}, on_close=self.close)
         return asyncio.create_task(stream({"type": "http"}, self.receive, self.send))
 
     @property
@@ -155,13 +159,13 @@ async def test_no_heartbeat_piles_up_before_a_reader_that_does_not_read(until: U
 
 
 async def test_heartbeats_lose_and_repeat_nothing_whenever_they_come() -> None:
-    # Silences as long as the heartbeat: each event meets one that is just due.
+    # Silences twice as long as the heartbeat's: each event meets the second, which is just due.
     server, feed, beat = Server(), Feed(), 0.002
     serving = server.serve(feed, heartbeat_s=beat)
     loop = asyncio.get_running_loop()
     for number in range(1, 301):
-        loop.call_later(number * beat, feed.put, frame(number))
-    await asyncio.sleep(301 * beat)
+        loop.call_later(number * 2 * beat, feed.put, frame(number))
+    await asyncio.sleep(302 * 2 * beat)
     feed.end()
     await serving
     told = b"".join(body for body in server.bodies if body not in (RETRY, HEARTBEAT))
@@ -243,10 +247,39 @@ async def test_an_end_and_a_leaving_at_once_close_once() -> None:
 async def test_a_source_that_fails_closes_too_and_is_not_told_as_an_end() -> None:
     server, feed = Server(), Feed(1)
     feed.end(KeyError("x"))
-    with pytest.raises(ExceptionGroup):
+    with pytest.raises(KeyError):
         await server.serve(feed)
-    assert server.closed == 1
+    assert (server.closed, feed.closed) == (1, 1)
     assert not server.complete
+
+
+async def test_a_server_that_cannot_send_fails_it_and_closes() -> None:
+    server, feed = Server(), Feed(1)
+
+    async def send(message: Message) -> None:
+        if message.get("body"):
+            raise OSError("no more")
+
+    server.send = send  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="no more"):
+        await asyncio.wait_for(server.serve(feed), 10)
+    assert (server.closed, feed.closed) == (1, 1)
+
+
+async def test_an_end_that_meets_a_cancel_from_outside_is_a_cancel_and_leaves_nothing() -> None:
+    for turns in range(12):
+        server, feed = Server(), Feed()
+        serving = server.serve(feed)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        feed.end()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        ended = serving.done()
+        serving.cancel()
+        await asyncio.wait((serving,), timeout=10)
+        assert ended or serving.cancelled()
+        assert (server.closed, feed.closed) == (1, 1)
 
 
 # -- broken off -------------------------------------------------------------------------------------------------------
@@ -259,11 +292,17 @@ class Once:
         self._told = False
         self._then = then
 
-    async def read(self) -> Sequence[Frame]:
+    def watch(self, woken: Callable[[], object]) -> None:
+        pass
+
+    def take(self, render: Render) -> bytes:
         if self._told:
             raise self._then
         self._told = True
-        return (frame(1),)
+        return render((frame(1),))
+
+    async def aclose(self) -> None:
+        pass
 
 
 def one_stream(then: Exception, closed: list[str]) -> FastAPI:
@@ -271,19 +310,35 @@ def one_stream(then: Exception, closed: list[str]) -> FastAPI:
 
     @app.get("/")
     async def stream() -> Response:
-        return EventStream(Once(then), heartbeat_s=5, headers={}, on_close=lambda: closed.append("closed"))
+        return EventStream(Once(then), heartbeats=beating(5), headers={}, on_close=lambda: closed.append("closed"))
 
     return app
 
 
-@pytest.mark.parametrize("wired", [True, False])
+def direct(app: FastAPI) -> ASGIApp:
+    """Written past the server."""
+    return Wire(app)
+
+
+def by_the_server(app: FastAPI) -> ASGIApp:
+    """With its connection, but by the server's ``send``: Starlette's error handler stands outside."""
+    app.add_middleware(Wire)
+    return app
+
+
+def bare(app: FastAPI) -> ASGIApp:
+    """By the server, whose connection is not known."""
+    return app
+
+
+@pytest.mark.parametrize("wired", [direct, by_the_server, bare])
 def test_broken_frames_break_the_connection_off_and_never_end_it_cleanly(
-    wired: bool, caplog: pytest.LogCaptureFixture, eventually: Callable[[Callable[[], bool]], None]
+    wired: Wired,
+    caplog: pytest.LogCaptureFixture,
+    eventually: Callable[[Callable[[], bool]], None],
 ) -> None:
     closed: list[str] = []
-    app: Any = one_stream(BrokenFrames(), closed)
-    if wired:
-        app.add_middleware(Wire)
+    app = wired(one_stream(BrokenFrames(), closed))
     with running(app) as url, caplog.at_level(logging.DEBUG, "uvicorn.error"):
         read: list[bytes] = []
         with httpx.stream("GET", url) as answer, pytest.raises(httpx.RemoteProtocolError):
@@ -291,11 +346,10 @@ def test_broken_frames_break_the_connection_off_and_never_end_it_cleanly(
         assert b"".join(read) == RETRY + render(frame(1))
         eventually(lambda: closed == ["closed"])
     # Without our middleware the server breaks it off itself, and says so.
-    assert any(record.levelno >= logging.WARNING for record in caplog.records) is not wired
+    assert any(record.levelno >= logging.WARNING for record in caplog.records) is (wired is bare)
 
 
-def test_ended_frames_end_it_cleanly() -> None:
-    app: Any = one_stream(EndOfFrames(), [])
-    app.add_middleware(Wire)
-    with running(app) as url:
+@pytest.mark.parametrize("wired", [direct, by_the_server, bare])
+def test_ended_frames_end_it_cleanly(wired: Wired) -> None:
+    with running(wired(one_stream(EndOfFrames(), []))) as url:
         assert httpx.get(url).content == RETRY + render(frame(1))

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +22,7 @@ from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.testclient import TestClient
 from langchain_core.runnables import RunnableGenerator
 from serving import running
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from websockets.sync.client import connect
 
 from app.protocols.frame import Frame
@@ -31,7 +31,7 @@ from app.routes.langserve import langserve_routes
 from app.runs.agent import Agent
 from app.runs.runner import Runner
 from app.transports.disconnect import wait_or_leave
-from app.transports.sse import EndOfFrames, EventStream
+from app.transports.sse import EndOfFrames, EventStream, Render, beating
 from app.transports.wire import HIGH_WATER, LOOK_S, LOST_AFTER_S, Connection, TcpInfo, Wire, connection_of, gone
 
 Eventually = Callable[[Callable[[], bool]], None]
@@ -103,6 +103,10 @@ class Held(asyncio.Transport):
         super().__init__()
         self.unsent = 0
         self.aborted = 0
+        self.closed = False
+
+    def is_closing(self) -> bool:
+        return self.closed
 
     def get_write_buffer_size(self) -> int:
         return self.unsent
@@ -141,30 +145,51 @@ class Numbers:
         self._count = count
         self._every_s = every_s
         self._next_s = wait_s
+        self._due = False
+        self._timer: asyncio.Handle | None = None
+        self._woken: Callable[[], object] = lambda: None
 
-    async def read(self) -> Sequence[Frame]:
-        await asyncio.sleep(self._next_s)
+    def watch(self, woken: Callable[[], object]) -> None:
+        self._woken = woken
+
+    def take(self, render: Render) -> bytes:
+        if not self._due:
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(self._next_s, self._ring)
+            return b""
         if self.sent == self._count:
             raise EndOfFrames
-        self._next_s = self._every_s
+        self._due, self._next_s = False, self._every_s
         self.sent += 1
-        return (Frame(str(self.sent), "n", self._data),)
+        return render((Frame(str(self.sent), "n", self._data),))
+
+    async def aclose(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _ring(self) -> None:
+        self._due, self._timer = True, None
+        self._woken()
 
 
 class Door:
     """Three ways in (a stream, a call that waits, a socket), and which of the guests have left again."""
 
-    def __init__(self, *, heartbeat_s: float = 5.0, send_timeout_s: float = 30.0) -> None:
+    def __init__(self, *, heartbeat_s: float = 5.0, send_timeout_s: float = 30.0, direct: bool = False) -> None:
         self.left: dict[str, threading.Event] = {}
         self.connections: dict[str, Connection | None] = {}
         self.sources: dict[str, Numbers] = {}
         self.app = FastAPI()
-        self._heartbeat_s = heartbeat_s
+        self._heartbeats = beating(heartbeat_s)
         self.app.get("/stream/{name}")(self._stream)
         self.app.get("/call/{name}")(self._call)
         self.app.websocket("/socket/{name}")(self._socket)
         self.app.add_middleware(Seen, door=self)
-        self.app.add_middleware(Wire, send_timeout_s=send_timeout_s)
+        self.served: ASGIApp = self.app
+        if direct:  # outside of Starlette's own error handler too
+            self.served = Wire(self.app, send_timeout_s=send_timeout_s)
+        else:
+            self.app.add_middleware(Wire, send_timeout_s=send_timeout_s)
 
     def enter(self, name: str, scope: Scope) -> Callable[[], None]:
         self.connections[name] = connection_of(scope)
@@ -175,7 +200,7 @@ class Door:
         asked = {key: json.loads(value) for key, value in request.query_params.items()}
         self.sources[name] = source = Numbers(**asked)
         leave = self.enter(name, request.scope)
-        return EventStream(source, heartbeat_s=self._heartbeat_s, headers={}, on_close=leave)
+        return EventStream(source, heartbeats=self._heartbeats, headers={}, on_close=leave)
 
     async def _call(self, request: Request, name: str) -> Response:
         leave = self.enter(name, request.scope)
@@ -334,12 +359,13 @@ async def test_it_looks_only_while_something_is_being_served(until: Callable[[An
     wire = Wire(app)
     serving = [asyncio.ensure_future(wire({"type": "http"}, Cycle().receive, wire)) for _ in range(3)]  # type: ignore[arg-type]
     await asyncio.sleep(0)
-    assert len(wire._due) == 3
-    assert wire._loop is not None
+    looks = wire._looks
+    assert len(looks._due) == 3
+    assert looks._loop is not None
     done.set()
     await asyncio.gather(*serving)
-    assert not wire._due
-    await until(lambda: wire._loop is None)
+    assert not looks._due
+    await until(lambda: looks._loop is None)
     transport.close()
     two.close()
 
@@ -347,14 +373,14 @@ async def test_it_looks_only_while_something_is_being_served(until: Callable[[An
 # -- hung up ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def door() -> Door:
-    return Door(send_timeout_s=2.5)
+@pytest.fixture(scope="module", params=[True, False], ids=["direct", "by the server"])
+def door(request: pytest.FixtureRequest) -> Door:
+    return Door(send_timeout_s=2.5, direct=request.param)
 
 
 @pytest.fixture(scope="module")
 def url(door: Door) -> Iterator[str]:
-    with running(door.app) as address:
+    with running(door.served) as address:
         yield address
 
 
