@@ -1,13 +1,15 @@
-# Every command a newcomer needs. Only `make setup` touches the network, and the tests once, for a client from npm.
+# Every command a newcomer needs. Only `make setup` touches the network; `make bench` and the tests once, for a peer and a client.
 
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 # Processes that share the suite, a file each: tests wait more than they compute, so more than there are cores.
 TESTERS ?= 3
+# The scripts of `make bench`, each for one number; `make bench BENCH=ttft ARGS=--quick` tries one.
+BENCH ?= streams ttft readers live_runs long_answers fan_out where
 BIN := .venv/bin
 
-.PHONY: run test check setup lock clean
+.PHONY: run test check bench soak profile setup lock clean
 
 run: .venv/ready  ## serve the built-in agents on http://$(HOST):$(PORT)
 	$(BIN)/millrace serve --host $(HOST) --port $(PORT)
@@ -19,6 +21,15 @@ check: .venv/ready  ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/ready  ## the README's numbers with the peers beside it, into docs/performance.md: some 25 minutes
+	@set -e; for name in $(BENCH); do echo "benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py $(ARGS); done
+
+soak: .venv/ready  ## half an hour of runs that end in every way: does memory grow?
+	$(BIN)/python benchmarks/soak.py $(ARGS)
+
+profile: .venv/ready  ## where the time of a token goes; ARGS="--agent live --quick" for instance
+	$(BIN)/python benchmarks/where.py $(ARGS)
 
 setup: .venv/ready  ## a virtual environment in .venv with everything pinned by requirements.lock
 
@@ -35,6 +46,9 @@ lock: .venv/ready  ## pin anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --upgrade --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements.lock
+	$(BIN)/uv pip compile benchmarks/peers/langgraph-api.in --upgrade --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--output-file benchmarks/peers/langgraph-api.lock
 
 clean:  ## remove what the other commands made
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/clients/node_modules
+	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/clients/node_modules

@@ -13,14 +13,14 @@ import time
 from collections import Counter
 from typing import Any
 
+from graph import answering, plain_model
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.tools import BaseTool, tool
-from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
-from pydantic import SecretStr
 
+from app.runs.executor import NodeExecutor
 from chains.assistant import build_assistant
 from chains.chat import build_chat
 
@@ -29,25 +29,25 @@ State = dict[str, Any]
 
 def chat() -> Runnable[Any, Any]:
     """A prompt and a model: the built-in agent of that name, with a plain model."""
-    return build_chat(_model())
+    return build_chat(plain_model())
 
 
 def live() -> Runnable[Any, Any]:
     """One model node, for the load."""
-    return _answering(_model(os.environ["LOAD_BASE_URL"]))
+    return answering(plain_model(os.environ.get("LOAD_BASE_URL")))
 
 
 def nested() -> Runnable[Any, Any]:
     """A model in a subgraph's node."""
     graph = StateGraph(MessagesState)
-    graph.add_node("inner", _answering(_model()))
+    graph.add_node("inner", answering(plain_model()))
     graph.add_edge(START, "inner")
     return graph.compile()
 
 
 def consulting() -> Runnable[Any, Any]:
     """A tool that asks a model what the user asked; the call comes from no model, so that one request tells all."""
-    model = _model()
+    model = plain_model()
 
     @tool
     async def consult(question: str, config: RunnableConfig) -> str:
@@ -72,12 +72,12 @@ NAP_MS = 200
 
 def napping() -> Runnable[Any, Any]:
     """A model with a tool that takes its time: the built-in assistant, with a plain model."""
-    return build_assistant(_model(), [_nap()])
+    return build_assistant(plain_model(), [_nap()])
 
 
 def napping_in_threads() -> Runnable[Any, Any]:
     """The same with a synchronous tool, which works in a thread."""
-    return build_assistant(_model(), [_nap_in_thread()])
+    return build_assistant(plain_model(), [_nap_in_thread()])
 
 
 def napping_plainly() -> Runnable[Any, Any]:
@@ -92,7 +92,7 @@ def napping_plainly_in_threads() -> Runnable[Any, Any]:
 
 def blocking() -> Runnable[Any, Any]:
     """A model that is called by a synchronous node, so in a thread."""
-    model = _model()
+    model = plain_model()
 
     def answer(state: MessagesState) -> State:
         return {"messages": [model.invoke(state["messages"])]}
@@ -108,26 +108,20 @@ def census() -> Runnable[Any, Any]:
 
     async def count(_: str) -> State:
         gc.collect()
-        executor: Any = getattr(asyncio.get_running_loop(), "_default_executor", None)
+        executors = [one for one in gc.get_objects() if isinstance(one, NodeExecutor)]  # uvloop hides the loop's own
         names = Counter(thread.name.rpartition("-")[0] for thread in threading.enumerate())
         kept = names["node"] + names["lookup"]
-        return {"tasks": len(asyncio.all_tasks()), "at_work": executor.running, "threads": names.total() - kept}
+        return {
+            "tasks": len(asyncio.all_tasks()),
+            "at_work": sum(one.running for one in executors),
+            "threads": names.total() - kept,
+        }
 
     return RunnableLambda(count)
 
 
-def _answering(model: ChatOpenAI) -> Runnable[Any, Any]:
-    async def answer(state: MessagesState) -> State:
-        return {"messages": [await model.ainvoke(state["messages"])]}
-
-    graph = StateGraph(MessagesState)
-    graph.add_node("answer", answer)
-    graph.add_edge(START, "answer")
-    return graph.compile()
-
-
 def _with_tool(nap: BaseTool) -> Runnable[Any, Any]:
-    model = _model().bind_tools([nap])
+    model = plain_model().bind_tools([nap])
 
     async def answer(state: MessagesState) -> State:
         return {"messages": [await model.ainvoke(state["messages"])]}
@@ -159,13 +153,3 @@ def _nap_in_thread() -> BaseTool:
         return f"nap {number} is over"
 
     return nap
-
-
-def _model(base_url: str | None = None) -> ChatOpenAI:
-    return ChatOpenAI(
-        base_url=base_url or os.environ["OPENAI_BASE_URL"],
-        api_key=SecretStr("none"),
-        model="simulated",
-        stream_usage=True,
-        max_retries=0,
-    )

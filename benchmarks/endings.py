@@ -16,6 +16,7 @@ the server's own list. The exit status is 1 when anything is not as it was.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import re
@@ -24,8 +25,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -97,6 +97,11 @@ ENDINGS = (
     Ending("provider: reset in mid-answer", 3, text="[[drop_after=6]] hm"),
     Ending("provider: cut in mid-answer", 3, text="[[close_after=6]] hm"),
     Ending("provider: error in mid-answer", 2, text="[[error_after=6]] hm"),
+    Ending(
+        "left in mid-answer, and come back", 4, "leave, return", ("token",), LONG, {"disconnect_grace_s": 20},
+        ways=(SSE, BACKGROUND),
+    ),
+    Ending("read late", 2, "dawdle", ("token",), "[[tokens=1500&tokens_per_second=500]]", agents=ASYNC, ways=OPTIONS),
     Ending("paused, then cancelled", 4, "pause, cancel", ("token",), LONG, agents=OURS, ways=OPTIONS),
     Ending("paused, then continued", 4, "pause, continue", ("token",), agents=OURS, ways=OPTIONS),
     Ending("paused, and left so", 2, "pause, leave", ("token",), LONG, agents=OURS, ways=OPTIONS),
@@ -137,6 +142,38 @@ class Provider:
             self.told += 1
 
 
+def serving(
+    provider: Provider, keys: Mapping[str, str], **settings: str
+) -> contextlib.AbstractContextManager[harness.Server]:
+    """The server, with keys, limits and a gate; or with other settings."""
+    environment = {
+        "OPENAI_BASE_URL": provider.base_url,
+        "MILLRACE_API_KEYS": ",".join(f"{key}:{user}" for user, key in keys.items()),
+        "MILLRACE_MAX_STREAMS_PER_USER": str(STREAMS),
+        "MILLRACE_MAX_READERS_PER_USER": "64",
+        "MILLRACE_REQUESTS_PER_MINUTE": "0",
+        "MILLRACE_UPSTREAM_CONCURRENCY": str(GATE),
+        "MILLRACE_UPSTREAM_QUEUE_TIMEOUT_S": str(QUEUE_TIMEOUT_S),
+        "MILLRACE_UPSTREAM_QUEUE_MAX_PER_USER": str(STREAMS - 1),
+        "MILLRACE_PAUSE_TIMEOUT_S": str(PAUSE_TIMEOUT_S),
+        "MILLRACE_RUN_RETENTION_S": str(RETENTION_S),
+    }
+    return harness.millrace({**environment, **settings}, "consulting", "blocking", CENSUS)
+
+
+@contextlib.contextmanager
+def providing() -> Iterator[Provider]:
+    """The provider, in a process of its own that tells of itself."""
+    with harness.piped([sys.executable, str(Path(__file__).resolve()), "provide"]) as process:
+        assert process.stdout is not None
+        yield Provider(process.stdout)
+
+
+def users() -> dict[str, str]:
+    """Everybody's key, by name."""
+    return {user: secrets.token_urlsafe(24) for user in (*(f"user{number}" for number in range(USERS)), CENSUS)}
+
+
 # -- what is held -----------------------------------------------------------------------------------------------------
 
 
@@ -174,7 +211,14 @@ GAUGES = {
 class Bench:
     """The server, its users, and what has become of what they did."""
 
-    def __init__(self, server: harness.Server, provider: Provider, keys: Mapping[str, str], seed: int) -> None:
+    def __init__(
+        self,
+        server: harness.Server,
+        provider: Provider,
+        keys: Mapping[str, str],
+        seed: int,
+        endings: Sequence[Ending] = ENDINGS,
+    ) -> None:
         self.server = server
         self.provider = provider
         self.chance = random.Random(seed)
@@ -185,6 +229,7 @@ class Bench:
         self.wrong: Counter[str] = Counter()
         self.fullest = Counter[str]()
         self.left = 0
+        self._endings = endings
 
     async def metrics(self) -> str:
         """``/metrics``."""
@@ -286,12 +331,12 @@ class Bench:
         await socket.leave("FIN")
 
     async def _stream(self, place: Place, socket: Socket, *, closed: bool) -> None:
-        ending = ENDINGS[0] if closed else self._draw(WEBSOCKET)
+        ending = self._endings[0] if closed else self._draw(WEBSOCKET)
         while not await self._tried(SocketStream(place, socket), ending, "" if closed else WEBSOCKET):
             pass
 
     def _draw(self, way: str) -> Ending:
-        possible = [one for one in ENDINGS if way in one.ways]
+        possible = [one for one in self._endings if way in one.ways]
         return self.chance.choices(possible, [one.weight for one in possible])[0]
 
     def _leaving(self) -> Leaving:
@@ -341,6 +386,12 @@ class Bench:
             case "leave":
                 await guest.leave(self._leaving())
                 return
+            case "leave, return":
+                await guest.leave(self._leaving())
+                await asyncio.sleep(self.chance.uniform(0, 1))
+                await guest.back()
+            case "dawdle":
+                await asyncio.sleep(3)
             case "pause, cancel":
                 await guest.tell("pause")
                 await guest.tell("cancel")
@@ -489,27 +540,13 @@ def main() -> int:
     parser.add_argument("--page", type=Path, default=harness.PAGE, help="the page that the table is written to")
     options = parser.parse_args()
     runs = 400 if options.quick else options.runs
-    keys = {user: secrets.token_urlsafe(24) for user in (*(f"user{number}" for number in range(USERS)), CENSUS)}
+    keys = users()
     with (
-        harness.piped([sys.executable, str(Path(__file__).resolve()), "provide"]) as process,
+        providing() as provider,
         Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True)) as show,
+        serving(provider, keys) as server,
     ):
-        assert process.stdout is not None
-        provider = Provider(process.stdout)
-        environment = {
-            "OPENAI_BASE_URL": provider.base_url,
-            "MILLRACE_API_KEYS": ",".join(f"{key}:{user}" for user, key in keys.items()),
-            "MILLRACE_MAX_STREAMS_PER_USER": str(STREAMS),
-            "MILLRACE_MAX_READERS_PER_USER": "64",
-            "MILLRACE_REQUESTS_PER_MINUTE": "0",
-            "MILLRACE_UPSTREAM_CONCURRENCY": str(GATE),
-            "MILLRACE_UPSTREAM_QUEUE_TIMEOUT_S": str(QUEUE_TIMEOUT_S),
-            "MILLRACE_UPSTREAM_QUEUE_MAX_PER_USER": str(STREAMS - 1),
-            "MILLRACE_PAUSE_TIMEOUT_S": str(PAUSE_TIMEOUT_S),
-            "MILLRACE_RUN_RETENTION_S": str(RETENTION_S),
-        }
-        with harness.millrace(environment, "consulting", "blocking", CENSUS) as server:
-            told = asyncio.run(measure(Bench(server, provider, keys, options.seed), runs, show))
+        told = asyncio.run(measure(Bench(server, provider, keys, options.seed), runs, show))
     text = report(told, options.seed, options.beside)
     if not options.quick:
         harness.write("endings", text, options.page)
@@ -519,6 +556,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["provide"]:
-        with suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt):
             provide()
-    sys.exit(main())
+    else:
+        harness.run(main)

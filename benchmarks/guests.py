@@ -51,6 +51,7 @@ class Http:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
+        self.last_id = 0
         self._reader = reader
         self._writer = writer
 
@@ -101,7 +102,11 @@ class Http:
             *blocks, rest = (rest + chunk.replace(b"\r\n", b"\n")).split(b"\n\n")
             for block in blocks:
                 lines = block.split(b"\n")
-                named = dict(line.split(b": ", 1) for line in lines if line.startswith((b"event: ", b"data: ")))
+                named = dict(
+                    line.split(b": ", 1) for line in lines if line.startswith((b"event: ", b"data: ", b"id: "))
+                )
+                if (number := named.get(b"id", b"")).isdigit():
+                    self.last_id = int(number)
                 yield named.get(b"event", b"").decode(), named.get(b"data", b"")
 
     async def leave(self, way: Leaving) -> None:
@@ -206,6 +211,10 @@ class Guest:
         """Be gone."""
         raise NotImplementedError
 
+    async def back(self) -> None:
+        """Be there again, behind the last event that has come."""
+        raise NotImplementedError
+
     async def close(self) -> None:
         """Let go of what is still open."""
 
@@ -239,6 +248,20 @@ class Stream(Guest):
         """See ``Guest``."""
         await self.http.leave(way)
 
+    async def back(self) -> None:
+        """See ``Guest``."""
+        await self._attach(f"/runs/{self.run_id}/events?after={self.http.last_id}")
+
+    async def _attach(self, path: str) -> None:
+        self.http = await Http.send(self.place, "GET", path)
+        status = await self.http.head()
+        if status == 204:  # it has nothing to say any more
+            self.seen.add("run.finished")
+            self.over = True
+        elif status != 200:
+            raise Odd(f"attach: {status} {await self.http.body()!r}")
+        self._events = self.http.events()
+
     async def close(self) -> None:
         """See ``Guest``."""
         self.http.close()
@@ -263,10 +286,7 @@ class Background(Stream):
         if status != 202:
             raise refusal(self.http, data)
         self.run_id = self.http.headers["x-run-id"]
-        self.http = await Http.send(self.place, "GET", f"/runs/{self.run_id}/events")
-        if await self.http.head() != 200:
-            raise Odd(f"attach: {self.http.status} {await self.http.body()!r}")
-        self._events = self.http.events()
+        await self._attach(f"/runs/{self.run_id}/events")
 
 
 class LangServe(Stream):
