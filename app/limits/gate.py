@@ -119,7 +119,7 @@ class Gate:
                 raise _busy("too many calls wait for the model provider") from None
             if out is not None:
                 out.granted.set_exception(_busy("the line was full, and this user had most calls in it"))
-            self._wake_later()
+            self._let_in()
         return one
 
     def leave(self, one: Pass) -> None:
@@ -160,7 +160,7 @@ class Gate:
         with self._lock:
             begun_at = one.asked_at if one.begun_at is None else one.begun_at
             self._throttle.refused(begun_at, self._clock(), retry_after_s)
-            self._wake_later()
+            self._let_in()
 
     def _room(self) -> int:
         now = self._clock()
@@ -175,14 +175,15 @@ class Gate:
         one.granted.set_result(None)
 
     def _let_in(self) -> None:
-        while self._line and self.under_way < self._room():
-            self._grant(self._line.pop())
-        self._wake_later()
-
-    def _wake_later(self) -> None:
-        """When only time stands between the line and the provider, have a timer look again."""
-        if self._line and self._timer is None and self._loop is not None and not self._room():
-            self._loop.call_soon_threadsafe(self._set_timer)
+        """Let in who may begin now. When only time stands between the line and the provider, a timer looks again."""
+        while self._line:
+            room = self._room()  # once a look: it grows with time, and between two looks somebody would be forgotten
+            if self.under_way < room:
+                self._grant(self._line.pop())
+                continue
+            if not room and self._timer is None and self._loop is not None:
+                self._loop.call_soon_threadsafe(self._set_timer)
+            return
 
     def _set_timer(self) -> None:
         with self._lock:

@@ -1,6 +1,7 @@
 """The gate before the provider: how many calls at once, whose turn it is, and what a refusal of the provider's does."""
 
 import asyncio
+import itertools
 import random
 import threading
 from collections.abc import Awaitable, Callable
@@ -119,6 +120,17 @@ async def test_a_timer_wakes_the_line_when_only_time_has_to_pass(until: Until) -
     gate.leave(first)
     gate.leave(waiting)
     await until(lambda: begun(later))
+    gate.close()
+
+
+@pytest.mark.parametrize("start", range(12))
+async def test_nobody_is_forgotten_when_the_pause_ends_between_two_looks_at_the_clock(start: int, until: Until) -> None:
+    looks = itertools.count(start)
+    gate = Gate(4, clock=lambda: next(looks) / 1000)  # each look takes a millisecond
+    gate.open()
+    gate.refused(gate.enter("a"), 0.01)
+    waiting = gate.enter("b")
+    await until(lambda: begun(waiting))
     gate.close()
 
 
