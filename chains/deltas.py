@@ -90,6 +90,8 @@ def plain_text(chunk: Any) -> str | None:
     Whose role is told is no more: it is always the assistant's.
     """
     try:
+        if not chunk["choices"] and not chunk.get("usage"):
+            return ""  # Azure's first, of what its filters say of the question
         (choice,) = chunk["choices"]
         delta = choice["delta"]
         text = delta.get("content") or ""
@@ -123,23 +125,37 @@ class Events:
     """Splits an event stream into the data of its events: WHATWG HTML, 9.2.6. Comments and names are passed over."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._pieces: list[bytes] = []  # of the event that has not ended; joined once, however many there are
+        self._size = 0
+        self._half = b""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The events that end in ``data``. Raises ``ValueError`` when one grows beyond ``MAX_EVENT``."""
-        data = self._rest + data
-        half = b""
-        if b"\r" in data:
-            half = b"\r" if data.endswith(b"\r") else b""  # of a CRLF, it may be
+        if self._half or b"\r" in data:
+            data = self._half + data
+            self._half = b"\r" if data.endswith(b"\r") else b""  # of a CRLF, it may be
             data = data.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if self._pieces:
+            before = self._pieces[-1]
+            if b"\n\n" not in data and not (data.startswith(b"\n") and before.endswith(b"\n")):
+                self._keep(data)
+                return
+            data = b"".join((*self._pieces, data))
+            self._pieces.clear()
+            self._size = 0
         *blocks, rest = data.split(b"\n\n")
-        self._rest = rest + half
-        if len(self._rest) > MAX_EVENT:
-            raise ValueError("the provider sent an event without an end")
+        self._keep(rest)
         for block in blocks:
             found = block[6:] if block.startswith(b"data: ") and b"\n" not in block else _data(block)
             if found:
                 yield found
+
+    def _keep(self, rest: bytes) -> None:
+        self._size += len(rest)
+        if self._size > MAX_EVENT:
+            raise ValueError("the provider sent an event without an end")
+        if rest:
+            self._pieces.append(rest)
 
 
 def _data(block: bytes) -> bytes:

@@ -5,8 +5,9 @@ what all the rest of a token costs, for text that most often nobody but the read
 from the reader of the provider's bytes (``chains.deltas``) to whoever shows it, a server's run. LangChain is given the
 same, as one chunk, when something else comes or the stream ends.
 
-A lane is asked for only where no code of a user's would see the chunks: in an ``ainvoke``, and in the models that
-``chains.answering`` serves. Who refuses a text gets this and all that follows the usual way.
+A lane is asked for in an ``ainvoke``, where no code of a user's sees the chunks, and in calls of the models that
+``chains.answering`` serves, where the run decides whether that matters. Who refuses a text gets this and all that
+follows the usual way.
 """
 
 from collections.abc import Sequence
@@ -33,10 +34,10 @@ class Lane(Protocol):
 class Lanes(Protocol):
     """Who gives lanes: a run."""
 
-    def lane(self, run_id: UUID, message_id: str, handlers: Sequence[object]) -> Lane | None:
+    def lane(self, run_id: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> Lane | None:
         """A lane for the model call of that id, which ``handlers`` listen to; ``None`` when one needs every chunk.
 
-        ``message_id`` is the one that LangChain will give the answer.
+        ``message_id`` is the one that LangChain will give the answer. ``seen``: the caller reads it chunk by chunk.
         """
 
 
@@ -53,11 +54,13 @@ class Caller(NamedTuple):
     def lane(self, lanes: Lanes | None) -> Lane | None:
         """The call's lane, if there is anybody to give one."""
         run_id = self.manager.run_id
-        return None if lanes is None else lanes.lane(run_id, f"lc_run--{run_id}", self.manager.handlers)
+        if lanes is None:
+            return None
+        return lanes.lane(run_id, f"lc_run--{run_id}", self.manager.handlers, seen=self.code is not AINVOKES)
 
 
 AINVOKES: CodeType | None = getattr(getattr(BaseChatModel, "_agenerate_with_cache", None), "__code__", None)
-_CALLERS = (AINVOKES, BaseChatModel.astream.__code__)
+_CALLERS = (AINVOKES, getattr(BaseChatModel.astream, "__code__", None))
 
 
 def caller(frame: FrameType | None) -> Caller | None:

@@ -22,12 +22,16 @@ class Ear(Protocol):
 
 
 class Lane:
-    """The lane of one call, by its id and, as events have it, ``run_id``. See ``chains.lane.Lane``."""
+    """The lane of one call, by its id and, as events have it, ``run_id``. See ``chains.lane.Lane``.
 
-    __slots__ = ("_ear", "call", "message_id", "run_id")
+    ``spell`` is the run's between two pauses: a call that was made in another one is cut.
+    """
 
-    def __init__(self, ear: Ear, call: UUID, message_id: str) -> None:
+    __slots__ = ("_ear", "call", "message_id", "run_id", "spell")
+
+    def __init__(self, ear: Ear, call: UUID, message_id: str, spell: int = 0) -> None:
         self._ear = ear
+        self.spell = spell
         self.call = call
         self.run_id = str(call)
         self.message_id = message_id
@@ -43,8 +47,12 @@ def are_deaf(handlers: Sequence[object]) -> bool:
     A second event stream is one that a user's node reads.
     """
     streams = sum(type(one).__module__ == event_stream.__name__ for one in handlers)
-    deaf = sum(getattr(type(one), "on_llm_new_token", None) in _UNHEARING for one in handlers)
+    deaf = sum(_function(one) in _UNHEARING for one in handlers)
     return streams <= 1 and streams + deaf == len(handlers)
+
+
+def _function(handler: object) -> object:
+    return getattr(getattr(handler, "on_llm_new_token", None), "__func__", None)
 
 
 _UNHEARING = (BaseCallbackHandler.on_llm_new_token, AsyncCallbackHandler.on_llm_new_token)

@@ -156,6 +156,8 @@ class Run:
         self._lag = lag
         self._pause_wanted: str | None = None
         self._early: dict[str, list[tuple[Lane, str]]] = {}
+        self._spell = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._translator = Translator(agent.labels, self.meter)
         self._translator.pause_after = request.pause_after
         self._result: dict[str, Any] | None = None
@@ -181,6 +183,7 @@ class Run:
     def begin(self) -> None:
         """The graph is about to run, or to go on: from here the run's time counts."""
         self.status = "running"
+        self._loop = asyncio.get_running_loop()
         self.started_at = self.started_at or time.time()
         self.active.go()
         self.scope.start_clock()
@@ -198,23 +201,28 @@ class Run:
                 self._tell(*early)
         self._look_for_pause()
 
-    def lane(self, call: UUID, message_id: str, handlers: Sequence[object]) -> Lane | None:
+    def lane(self, call: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> Lane | None:
         """A way for a model call's plain text past LangChain; ``None`` where somebody listens to every chunk.
 
-        ``message_id`` is what LangChain will call the answer.
+        ``message_id`` is what LangChain will call the answer. ``seen``: whoever calls reads it chunk by chunk; only of
+        Millrace's own agents is it known that this makes no difference. A node that is called in a thread may have a
+        loop of its own, from which nothing may be said here.
         """
-        if not self.direct or self.meter not in handlers:
+        if not self.direct or self.meter not in handlers or (seen and not self.agent.served_model):
+            return None
+        if asyncio.get_running_loop() is not self._loop:
             return None
         others = [one for one in handlers if one is not self.meter and one is not self.passage]
-        return Lane(self, call, message_id) if are_deaf(others) else None
+        return Lane(self, call, message_id, self._spell) if are_deaf(others) else None
 
     def hear(self, lane: Lane, text: str) -> bool:
         """A piece of plain text that has come by a call's lane. False: it must come the usual way, where it can fail.
 
-        What comes before LangChain's event stream has told of the call waits for that.
+        What comes before LangChain's event stream has told of the call waits for that. A run that ends, or stands
+        still, refuses it: the callbacks stop the call, also one in a task that the graph's cancel does not reach.
         """
-        if self.finished or self.scope.over:
-            return True  # as what is fed then, it goes nowhere; and the call is being cancelled
+        if self.finished or self.scope.over or lane.spell != self._spell:
+            return False
         try:
             if self._translator.begun(lane.run_id):
                 self._tell(lane, text)
@@ -290,6 +298,7 @@ class Run:
         """The graph has been stopped for a pause: account for what was cut, and hold what is half said."""
         self._pause_wanted = None
         self._early.clear()
+        self._spell += 1
         self.active.stop()
         for usage in self.meter.take_rest(now_ms(), "paused"):
             self.append(usage)
@@ -369,6 +378,7 @@ class Run:
         if failure is not None:
             code, message, retryable, retry_after_ms = failure
             self.append(Error(ts=ts, code=code, message=message, retryable=retryable, retry_after_ms=retry_after_ms))
+        self._early.clear()
         self.finished_at = time.time()
         self.usage = self.meter.totals
         self._result = self._make_result(ending.status)

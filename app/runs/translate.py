@@ -112,6 +112,8 @@ class Translator:
                 yield self._finished(message, ts)
         self._models.clear()
         self._held.clear()
+        self._begun.clear()
+        self._ahead.clear()
         yield from self._calls.close(ts, why)
 
     def text(self) -> str:
@@ -187,7 +189,7 @@ class Translator:
         # A call that failed half way and is made anew in its node: what it said is void.
         path = _path(raw)
         self._calling[raw["run_id"]] = path
-        self._begun[raw["run_id"]] = raw
+        self._begun[raw["run_id"]] = {name: raw[name] for name in ("run_id", "tags", "metadata")}
         yield from self._discard(lambda message: message.path == path, ts)
 
     def _discard(self, anew: Callable[[Message], bool], ts: int) -> Iterator[Event]:
@@ -331,9 +333,9 @@ class Translator:
         if self.pause_after is not None and not message.place[1]:
             text = self._until_pause(message, text)
         if text:
-            message.text.append(text)
             node, namespace = message.place
             yield Token(ts=ts, node=node, namespace=namespace, text=text, message_id=message.message_id)
+            message.text.append(text)
 
     def _until_pause(self, message: Message, text: str) -> str:
         """What of the text is before the pause: the rest is generated anew."""

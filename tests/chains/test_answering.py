@@ -474,7 +474,7 @@ class Told:
         said, self.said = self.said, None
         return None if said is None else (said, "m-1")
 
-    def lane(self, run_id: UUID, message_id: str, handlers: Sequence[object]) -> None:
+    def lane(self, run_id: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> None:
         return None
 
 

@@ -14,7 +14,9 @@ import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.globals import set_llm_cache
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_openai import ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
@@ -167,7 +169,7 @@ class Listener:
         self.asked: list[Sequence[object]] = []
         self._most = most
 
-    def lane(self, run_id: UUID, message_id: str, handlers: Sequence[object]) -> Lane:
+    def lane(self, run_id: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> Lane:
         self.asked.append(handlers)
         return self
 
@@ -284,6 +286,33 @@ async def test_a_class_that_looks_at_its_chunks_gets_every_one() -> None:
     assert not listener.asked
 
 
+async def test_a_class_that_finds_more_in_a_chunk_is_given_every_one() -> None:
+    class Thinking(ChatOpenAI):
+        def _convert_chunk_to_generation_chunk(self, *args: Any, **kwargs: Any) -> Any:
+            found = super()._convert_chunk_to_generation_chunk(*args, **kwargs)
+            if found is not None and found.message.content:
+                found.message.content = f"<{found.message.content}>"
+            return found
+
+    listener = Listener()
+    async with provider(STREAMS["text"]) as url, quick_deltas(), DefaultAsyncHttpxClient() as http:
+        options: dict[str, Any] = {"base_url": url, "api_key": "none", "http_async_client": http, "streaming": True}
+        answer = await answer_of(Thinking(model="m", **options), listener)
+    assert answer.content == "<Once>< upon>"
+    assert not listener.asked
+
+
+async def test_a_cache_of_the_users_knows_nothing_of_the_trial() -> None:
+    cache = InMemoryCache()
+    set_llm_cache(cache)
+    try:
+        async with quick_deltas():
+            assert hasattr(vars(BaseChatOpenAI)["_astream"], "millrace_used")
+    finally:
+        set_llm_cache(None)
+    assert not cache._cache
+
+
 async def test_who_gives_lanes_is_told_who_else_listens() -> None:
     class Other(BaseCallbackHandler):
         pass
@@ -369,6 +398,37 @@ async def test_it_is_said_once_when_the_libraries_are_not_as_they_were(caplog: p
     assert not listener.asked
     (record,) = [one for one in caplog.records if one.levelno >= logging.WARNING and one.name.startswith("millrace")]
     assert "text has no lane" in record.getMessage()
+
+
+INSTRUMENTED = """
+import asyncio, functools
+from openai.resources.chat.completions import AsyncCompletions
+seen = []
+def wrapped(create):
+    @functools.wraps(create)
+    async def watched(self, **options):
+        seen.append(options["messages"])
+        return await create(self, **options)
+    return watched
+AsyncCompletions.create = wrapped(AsyncCompletions.create)
+import httpx2
+from langchain_openai import ChatOpenAI
+from chains.quick import _answer, quick_deltas
+
+async def main():
+    client = httpx2.AsyncClient(transport=httpx2.MockTransport(lambda _: _answer()))
+    async with quick_deltas():
+        seen.clear()
+        model = ChatOpenAI(model="m", api_key="none", http_async_client=client, streaming=True)
+        print((await model.ainvoke("what?")).content, seen)
+
+asyncio.run(main())
+"""
+
+
+def test_who_has_wrapped_the_client_sees_what_is_asked() -> None:
+    done = subprocess.run([sys.executable, "-c", INSTRUMENTED], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "Right, here [[{'content': 'what?', 'role': 'user'}]]", done.stderr
 
 
 UPGRADES = {

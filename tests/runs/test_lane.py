@@ -32,8 +32,8 @@ from app.runs.tap import Tap
 from app.simulator.server import Simulator
 from chains.assistant import build_assistant
 from chains.chat import build_chat
-from chains.quick import quick_deltas
 from chains.models import build_model
+from chains.quick import quick_deltas
 from chains.retries import Retries
 
 Build = Callable[[Any], Runnable[Any, Any]]
@@ -171,6 +171,24 @@ async def test_what_a_cancel_cuts_is_accounted_for_and_the_provider_is_let_go(pr
     assert usage.output_tokens == len([one for one in events if isinstance(one, Token)])
 
 
+async def test_a_cancel_reaches_a_call_in_a_task_that_its_node_does_not_await(provider: Simulator, until: Any) -> None:
+    def leaving(model: Any) -> Runnable[Any, Any]:
+        async def ask(state: MessagesState) -> dict[str, Any]:
+            await asyncio.wait({asyncio.create_task(model.ainvoke(state["messages"]))})
+            return {"messages": []}
+
+        graph = StateGraph(MessagesState)
+        graph.add_node("ask", ask)
+        graph.add_edge(START, "ask")
+        return graph.compile()
+
+    async with runner_with(provider, leaving, ours=False) as runner:
+        run = await start(runner, "[[tokens=2000&tokens_per_second=100]]")
+        await until(lambda: run.last_event_id > 8)
+        await runner.cancel(run)
+        await until(lambda: all(one.ended is not None for one in provider.requests))
+
+
 async def test_text_that_is_not_for_the_reader_stays_unseen_and_is_counted(provider: Simulator) -> None:
     def silent(model: Any) -> Runnable[Any, Any]:
         return asking(model.with_config(tags=["nostream"]))
@@ -301,20 +319,39 @@ async def test_what_comes_before_its_call_has_been_told_of_waits_for_that() -> N
     assert [one.type for one in events_of(run)] == ["run.started", "message.started", "token", "token"]
 
 
-async def test_a_run_that_is_over_takes_nothing_and_refuses_nothing() -> None:
+async def test_a_run_that_stands_still_refuses_and_so_it_does_what_began_before() -> None:
     run, call = new_run(direct=True), uuid4()
     run.meter.on_chat_model_start({}, [[]], run_id=call)
+    lane = run.lane(call, "m1", [run.meter], seen=False)
+    assert lane is not None
     run.scope.pause("requested")
-    assert run.hear(Lane(run, call, "m1"), "a")
-    assert [one.type for one in events_of(run)] == ["run.started"]
+    assert not lane.say("a")
+    run.stop()
+    run.scope.resume()
+    assert not lane.say("b")
+    assert [one.type for one in events_of(run) if one.type != "usage"] == ["run.started"]
 
 
 async def test_a_run_gives_no_lane_to_calls_that_its_meter_does_not_hear() -> None:
     run = new_run(direct=True)
-    assert run.lane(uuid4(), "m1", []) is None
-    assert run.lane(uuid4(), "m1", [run.meter]) is not None
-    assert run.lane(uuid4(), "m1", [run.meter, Hearing()]) is None
-    assert new_run(direct=False).lane(uuid4(), "m1", [run.meter]) is None
+    assert run.lane(uuid4(), "m1", [], seen=False) is None
+    assert run.lane(uuid4(), "m1", [run.meter], seen=False) is not None
+    assert run.lane(uuid4(), "m1", [run.meter, Hearing()], seen=False) is None
+    assert new_run(direct=False).lane(uuid4(), "m1", [run.meter], seen=False) is None
+
+
+async def test_a_node_of_a_user_that_reads_chunk_by_chunk_gets_them_all() -> None:
+    run = new_run(direct=True)
+    assert run.lane(uuid4(), "m1", [run.meter], seen=True) is None
+
+
+async def test_a_node_with_a_loop_of_its_own_has_no_lane() -> None:
+    run = new_run(direct=True)
+
+    async def ask() -> object:
+        return run.lane(uuid4(), "m1", [run.meter], seen=False)
+
+    assert await asyncio.to_thread(asyncio.run, ask()) is None
 
 
 async def test_a_text_for_which_the_log_has_no_room_must_come_the_usual_way_where_it_fails_the_run() -> None:
@@ -322,5 +359,6 @@ async def test_a_text_for_which_the_log_has_no_room_must_come_the_usual_way_wher
     run.meter.on_chat_model_start({}, [[]], run_id=call)
     run.feed(model_event("on_chat_model_start", call))
     assert not run.hear(Lane(run, call, "m1"), "a")
+    assert run.said() == []
     with pytest.raises(LogFull):
         run.feed(model_event("on_chat_model_stream", call, chunk=AIMessageChunk(content="a", id="m1")))
