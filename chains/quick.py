@@ -196,8 +196,8 @@ async def quick_deltas(deaf: Deaf = lambda _: True) -> AsyncIterator[None]:
     if problem is not None:
         _restore(stock)
         logger.warning(
-            "langchain-openai, openai or httpx2 is not as this version of Millrace knows it, or something is put around "
-            "it (%s): answers are read the stock way, which is slower and loses nothing",
+            "langchain-openai, openai or httpx2 is not as Millrace knows it, or something has been put around it (%s): "
+            "answers are read the stock way, which is slower and loses nothing",
             problem,
         )
     try:
