@@ -43,6 +43,9 @@ cli = typer.Typer(
 SHUTDOWN_GRACE_S = 5
 """How long open connections are waited for when the runs have ended."""
 
+LISTEN_S = 0.2
+"""How soon a signal is heard while workers are waited for."""
+
 PONG_TIMEOUT_S = 9.0
 """How long a WebSocket's peer may owe the answer to a ping; with the ping's own interval it is gone within 15 s."""
 
@@ -107,6 +110,7 @@ def serve(
     options: dict[str, Any] = {
         "host": host,
         "port": port,
+        "workers": settings.workers,  # said, since uvicorn would look for WEB_CONCURRENCY
         "log_config": None,
         "access_log": False,
         "server_header": False,
@@ -117,7 +121,7 @@ def serve(
         "timeout_graceful_shutdown": SHUTDOWN_GRACE_S,
     }
     if settings.workers > 1:
-        _supervise(uvicorn.Config("app.cli:worker", factory=True, workers=settings.workers, **options))
+        _supervise(uvicorn.Config("app.cli:worker", factory=True, **options))
     else:
         # uvicorn raises the signal that ended it once more when all is done: a drained server has ended well.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -144,11 +148,40 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+class Supervisor(Multiprocess):
+    """uvicorn's, which would drain on SIGINT too, and hear no second signal: that one, and SIGINT, do not wait."""
+
+    def handle_int(self) -> None:
+        """Stop now."""
+        super().handle_int()
+        self._hurry()
+
+    def handle_term(self) -> None:
+        """Drain; the second time, stop now."""
+        if self.should_exit.is_set():
+            self._hurry()
+        super().handle_term()
+
+    def join_all(self) -> None:
+        """Wait for the workers' end; a signal meanwhile is a second one."""
+        for process in self.processes:
+            while process.exitcode is None:
+                process.process.join(LISTEN_S)
+                if self.signal_queue:
+                    self.signal_queue.clear()
+                    self._hurry()
+
+    def _hurry(self) -> None:
+        for process in self.processes:
+            if process.exitcode is None and process.pid is not None:
+                os.kill(process.pid, signal.SIGINT)
+
+
 def _supervise(config: uvicorn.Config) -> None:
     """Start the workers, replace those that die, and stop them all on a signal."""
     listener = config.bind_socket()
     listener.listen(config.backlog)  # who connects while the workers start is served when they have
-    supervisor = Multiprocess(config, [listener])
+    supervisor = Supervisor(config, [listener])
     supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
         sys.exit(STARTUP_FAILURE)

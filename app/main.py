@@ -235,7 +235,8 @@ def _seldom_collecting() -> Iterator[None]:
 def _draining(runner: Runner, grace_s: float, *, supervised: bool) -> Iterator[None]:
     """Drain on SIGTERM before the server hears of it; stop at once on SIGINT, or at the second signal.
 
-    One of several workers is ``supervised``: who sends SIGTERM to all processes has it sent again by the first of them.
+    One of several workers is ``supervised``: who sends a signal to all processes has it sent again by the first of
+    them, for which a second signal is SIGINT.
 
     uvicorn would close its doors first, wait for the open streams, and end the lifespan after them; but a stream ends
     with its run. So while the runs have their grace the server goes on as it was, for readers and probes, and its own
@@ -247,6 +248,7 @@ def _draining(runner: Runner, grace_s: float, *, supervised: bool) -> Iterator[N
     loop = asyncio.get_running_loop()
     chained = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     drains: list[asyncio.Task[None]] = []
+    stopped: list[int] = []
 
     def hand_over(number: int) -> None:
         following = chained[signal.Signals(number)]
@@ -257,7 +259,8 @@ def _draining(runner: Runner, grace_s: float, *, supervised: bool) -> Iterator[N
         if number == signal.SIGTERM and not drains:
             drains.append(loop.create_task(runner.drain(grace_s)))
             drains[0].add_done_callback(lambda _: hand_over(number))
-        elif number != signal.SIGTERM or not supervised:
+        elif not supervised or (number != signal.SIGTERM and not stopped):
+            stopped.append(number)
             runner.stop()
             hand_over(number)
 

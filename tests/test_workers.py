@@ -287,6 +287,29 @@ async def test_told_to_stop_both_workers_let_their_runs_finish_and_no_port_is_le
         assert not any("Traceback" in line for line in server.lines)
 
 
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]]
+)
+async def test_an_interrupt_or_a_second_signal_waits_for_no_run(
+    tmp_path: Path, provider: Simulator, signals: list[signal.Signals], until: Until
+) -> None:
+    with workers(tmp_path, provider, MILLRACE_DRAIN_GRACE_S="300") as server:
+        await who_answers(server.url, 2)
+        async with (
+            httpx.AsyncClient(base_url=server.url, timeout=60) as one,
+            one.stream("POST", "/agents/chat/runs", json={"input": "[[tokens=20000]] go on"}, headers=STREAM) as stream,
+        ):
+            texts = stream.aiter_text()
+            await anext(texts)
+            for number in signals:
+                os.kill(server.popen.pid, number)
+                await asyncio.sleep(0.5)  # two at once are one to a process
+            told = "".join([text async for text in texts])
+        assert '"status":"cancelled"' in told.rstrip().splitlines()[-1]
+        await asyncio.to_thread(server.popen.wait, 60)
+        assert not can_connect(server.url)
+
+
 async def test_workers_whose_parent_is_killed_stop_too(tmp_path: Path, provider: Simulator, until: Until) -> None:
     with workers(tmp_path, provider, MILLRACE_DRAIN_GRACE_S="0") as server:
         left = [psutil.Process(pid) for pid in await who_answers(server.url, 2)]

@@ -48,6 +48,7 @@ class LogFrames:
         """Stop watching."""
         if self._woken is not None:
             self._subscriber.unwatch(self._woken)
+            self._woken = None
 
 
 def run_headers(run_id: str) -> dict[str, str]:

@@ -67,6 +67,8 @@ class WebSockets:
             await accept(scope, receive, send)
             session = Session(receive, send, self._runner, scope["state"]["user"], self._max_frame_bytes)
             self._enter(session)
+            if self._runner.draining.is_set():  # since it was accepted
+                session.drain()
             try:
                 await session.serve()
             finally:

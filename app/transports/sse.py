@@ -134,8 +134,11 @@ class Stream:
         except asyncio.CancelledError:
             # The end's own cancel, see ``_end``; what is left of the count is somebody else's, and goes on its way.
             if not self._over or listener.uncancel():
-                self._abort()  # the server stops: it waits for no reader, and uvloop's end fails of one that is left
-                raise
+                # The server stops: it waits for no reader, and uvloop's end fails of one that is left.
+                if self._direct is None:
+                    self._abort()
+                    raise
+                self._direct.drop()  # nobody but the server is outside, to which a trace of each would say nothing
         finally:
             self._listener = None
             self._close()  # here already: the run must not wait until all of this has wound up
@@ -211,6 +214,7 @@ class Stream:
             self._end(failure)
         finally:
             self._pump = None
+            del ending  # its traceback has this frame
 
     async def _begin(self, head: Message) -> None:
         self._head = None
@@ -225,6 +229,8 @@ class Stream:
                 silence = await self._news()
                 body = self._source.take(blocks) or (HEARTBEAT if silence else b"")
                 continue
+            if self._direct is not None and self._direct.closing:
+                return
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
             self._heartbeats.touch(self)
             body = self._source.take(blocks)

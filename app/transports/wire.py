@@ -216,8 +216,11 @@ class Wire:
                 await connection.stream.run(receive, send)
         finally:
             self._looks.drop(connection)
-            if connection.stream is not None:
-                await connection.stream.aclose()
+            # No circle is left: with it a run's whole log would wait for the collector, which comes seldom.
+            scope["extensions"].pop(EXTENSION, None)
+            stream, connection.stream = connection.stream, None
+            if stream is not None:
+                await stream.aclose()
 
     def _look(self, connection: Connection, now: float) -> None:
         reason = connection.look(now, self._send_timeout_s)

@@ -1,11 +1,13 @@
 """A log's way to its readers' sockets: the same bytes past the server and by it, whoever else reads how fast."""
 
 import asyncio
+import gc
 import logging
 import re
 import selectors
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ import msgspec
 import pytest
 from fastapi import FastAPI
 from scripted import Scripted, words
-from serving import running
+from serving import running, serving
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -483,3 +485,27 @@ def test_a_server_that_stops_closes_its_streams_once(
     left.close()
     assert logs.closed == 3
     assert not logs.logs["one"]._watching
+
+
+@pytest.mark.parametrize("way", ["read out", "left"])
+async def test_a_stream_that_is_over_keeps_nothing_for_the_garbage_collector(way: str, eventually: Eventually) -> None:
+    with serving(run_retention_s=1) as server, collecting_off():
+        async with httpx.AsyncClient(base_url=server.url, timeout=20) as client:
+            body = {"input": "[[tokens=5]] hi" if way == "read out" else "[[tokens=2000&tokens_per_second=50]] hi"}
+            headers = {"accept": "text/event-stream"}
+            async with client.stream("POST", "/agents/chat/runs", json=body, headers=headers) as stream:
+                log = weakref.ref(server.run(stream.headers["x-run-id"])._log)
+                async for _ in stream.aiter_text():
+                    if way == "left":
+                        break
+        eventually(lambda: log() is None)
+
+
+@contextmanager
+def collecting_off() -> Iterator[None]:
+    """Nothing is freed but by its count of references."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
