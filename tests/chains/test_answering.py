@@ -25,7 +25,8 @@ from openai import APIStatusError, DefaultAsyncHttpxClient, OpenAIError
 from pydantic import BaseModel
 
 from app.simulator.server import Simulator
-from chains.answering import CONTROL, GO_ON, Continuation, prefills, serve
+from chains.answering import GO_ON, Continuation, prefills, serve
+from chains.lane import CONTROL
 from chains.models import build_model
 from chains.retries import Retries
 
