@@ -256,15 +256,12 @@ def follow(
     """So many readers of these runs, to the runs' end."""
     host, port = server.address
     command = [sys.executable, str(harness.HERE / "crowd.py"), host, str(port), wire, str(number), str(tokens)]
-    moments, last = [], {}
-    with harness.piped([*command, *paths]) as process:
-        assert process.stdout is not None
-        with process.stdout:
-            for line in process.stdout:
-                last = json.loads(line)
-                told = (last["at"], last["open"], last["frames"], last["over"])
-                moments.append(Moment(*told, server.cpu_s(), server.rss()))
-                tell(moments[-1])
+    moments: list[Moment] = []
+    last: dict[str, Any] = {}
+    for last in harness.lines([*command, *paths]):
+        told = (last["at"], last["open"], last["frames"], last["over"])
+        moments.append(Moment(*told, server.cpu_s(), server.rss()))
+        tell(moments[-1])
     if "fed" not in last:
         raise SystemExit("the readers ended by themselves")
     return Followed(number, last["fed"], last["gaps"], last["broken"], moments)

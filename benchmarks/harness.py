@@ -7,6 +7,7 @@ Linux is one clock for the whole machine.
 
 import argparse
 import contextlib
+import json
 import math
 import os
 import platform
@@ -124,6 +125,14 @@ def piped(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     """A process that tells something on its standard output."""
     with _process(command, {}, subprocess.PIPE, None) as process:
         yield process
+
+
+def lines(command: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What a process tells, a JSON object a line, as it tells it."""
+    with piped(command) as process:
+        assert process.stdout is not None
+        with process.stdout:
+            yield from map(json.loads, process.stdout)
 
 
 @contextlib.contextmanager

@@ -256,15 +256,12 @@ def drive(
     host, port = server.address
     command = [sys.executable, str(harness.HERE / "load.py"), host, str(port), path, str(runs), str(pace)]
     options = {"tokens": tokens, "ramp": ramp, "settle": settle, "seconds": seconds}
-    moments, last = [], {}
-    with harness.piped([*command, *(f"--{name}={value}" for name, value in options.items())]) as process:
-        assert process.stdout is not None
-        with process.stdout:
-            for line in process.stdout:
-                last = json.loads(line)
-                told = (last["at"], last["live"], last["tokens"], last["steady"])
-                moments.append(Moment(*told, server.cpu_s(), server.rss()))
-                tell(f"{last['live']} live, {last['tokens']:,} tokens")
+    moments: list[Moment] = []
+    last: dict[str, Any] = {}
+    for last in harness.lines([*command, *(f"--{name}={value}" for name, value in options.items())]):
+        told = (last["at"], last["live"], last["tokens"], last["steady"])
+        moments.append(Moment(*told, server.cpu_s(), server.rss()))
+        tell(f"{last['live']} live, {last['tokens']:,} tokens")
     if "first" not in last:
         raise SystemExit("the load ended by itself")
     return driven(runs * pace, moments, last)

@@ -48,10 +48,10 @@ asked: ContextVar[Asked | None] = ContextVar("millrace_asked", default=None)
 class Answer:
     """One answer's chunks on their way to LangChain, and its plain text past it."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asks: Asked) -> None:
         self.chunks: deque[Any] = deque()
-        self._lane = asked.lane
-        self._bound_s = asked.bound_s
+        self._lane = asks.lane
+        self._bound_s = asks.bound_s
         self._first: dict[str, Any] = {}
         self._said: list[str] = []
         self._settled_at = time.monotonic()
@@ -183,17 +183,16 @@ class Deltas(AsyncStream[object]):
 
     @override
     async def __stream__(self) -> AsyncIterator[object]:
-        self._answer = Answer(asked.get() or Asked(None, None))
-        body = body_of(self.response)
-        more = _more(super().__stream__(), self._answer) if body is None else self._pushed(body)
+        answer, body = Answer(asked.get() or Asked(None, None)), body_of(self.response)
+        more = _more(super().__stream__(), answer) if body is None else self._pushed(answer, body)
         async with aclosing(more) as batches:
             async for _ in batches:
-                while self._answer.chunks:
-                    yield self._answer.chunks.popleft()
+                while answer.chunks:
+                    yield answer.chunks.popleft()
 
-    async def _pushed(self, body: Body) -> AsyncGenerator[None]:
+    async def _pushed(self, answer: Answer, body: Body) -> AsyncGenerator[None]:
         """Ends a step whenever there are chunks; the bytes are read as they come, in no task."""
-        inlet = _Inlet(self, self._answer, body)
+        inlet = _Inlet(self.response.request, answer, body)
         try:
             while not await inlet.wait():
                 yield
@@ -202,8 +201,7 @@ class Deltas(AsyncStream[object]):
             if inlet.error is not None:
                 raise inlet.error
         finally:
-            inlet.close()
-            await self.response.aclose()
+            await self.response.aclose()  # from here on the body calls nobody
 
 
 async def _more(stream: AsyncIterator[object], answer: Answer) -> AsyncGenerator[None]:
@@ -226,11 +224,10 @@ async def _more(stream: AsyncIterator[object], answer: Answer) -> AsyncGenerator
 class _Inlet:
     """Where a body's bytes come in: within the transport's own callback."""
 
-    def __init__(self, stream: Deltas, answer: Answer, body: Body) -> None:
+    def __init__(self, request: httpx2.Request, answer: Answer, body: Body) -> None:
         self.error: Exception | None = None
         self._ended = False
-        self._closed = False
-        self._request = stream.response.request
+        self._request = request
         self._answer = answer
         self._body = body
         self._events = Events()
@@ -251,12 +248,8 @@ class _Inlet:
             self._paused = False
             self._body.resume()
 
-    def close(self) -> None:
-        """Nobody reads any more."""
-        self._closed = True
-
     def _feed(self, data: bytes) -> None:
-        if self._ended or self._closed:
+        if self._ended:
             return
         try:
             for event in self._events.feed(data):

@@ -40,7 +40,6 @@ logger = logging.getLogger("millrace.quick")
 
 Deaf = Callable[[Sequence[object]], bool]
 
-
 _OPENAI = str(Path(openai.__file__).parent)
 
 LARGE = ("messages", "tools")
@@ -192,15 +191,15 @@ async def quick_deltas(deaf: Deaf = lambda _: True) -> AsyncIterator[None]:
             _leave(used)
         return
     used = WeakSet()
-    problem = await _install(stock, used, deaf)
-    if problem is not None:
-        _restore(stock)
-        logger.warning(
-            "langchain-openai, openai or httpx2 is not as Millrace knows it, or something has been put around it (%s): "
-            "answers are read the stock way, which is slower and loses nothing",
-            problem,
-        )
     try:
+        problem = await _install(stock, used, deaf)
+        if problem is not None:
+            _restore(stock)
+            logger.warning(
+                "langchain-openai, openai or httpx2 is not as Millrace knows it, or something has been put around it "
+                "(%s): answers are read the stock way, which is slower and loses nothing",
+                problem,
+            )
         yield
     finally:
         _restore(stock)
@@ -219,9 +218,7 @@ def _restore(stock: Mapping[str, Any]) -> None:
             setattr(BaseChatOpenAI, name, method)
 
 
-async def _install(
-    stock: Mapping[str, Any], used: WeakSet[Any], deaf: Callable[[Sequence[object]], bool]
-) -> str | None:
+async def _install(stock: Mapping[str, Any], used: WeakSet[Any], deaf: Deaf) -> str | None:
     """Put ours before the stock methods. Why it cannot be there, if it cannot."""
     gone = [name for name, method in stock.items() if method is None]
     if gone:

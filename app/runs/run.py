@@ -196,8 +196,8 @@ class Run:
             self.append(event)
             if tap is not None and tap.events:
                 tap.put(event)
-        if self._early:
-            for early in self._early.pop(raw["run_id"], ()) if self._translator.begun(raw["run_id"]) else ():
+        if self._early and self._translator.begun(raw["run_id"]):
+            for early in self._early.pop(raw["run_id"], ()):
                 self._tell(*early)
         self._look_for_pause()
 

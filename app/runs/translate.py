@@ -214,12 +214,9 @@ class Translator:
 
         ``message_id``: as that chunk will have it.
         """
-        if run_id not in self._models:
-            yield from self._opened(run_id, message_id, self._begun[run_id], ts)
+        yield from self._opened(run_id, message_id, self._begun[run_id], ts)
         message = self._models[run_id]
-        if message is not None and message.form is None:
-            yield from self._token(message, text, ts)
-        elif message is not None:
+        if message is not None:
             yield from self._content(message, text, ts)
         self._ahead[run_id] = self._ahead.get(run_id, 0) + len(text)
 

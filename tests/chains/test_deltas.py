@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import httpx2
@@ -24,9 +24,10 @@ from openai import APIConnectionError, APIError, DefaultAsyncHttpxClient
 from openai.types.chat import ChatCompletionChunk
 from pydantic import SecretStr
 
-from chains.deltas import MAX_EVENT, Answer, Asked, Events, plain_text
+from chains.deltas import MAX_CHUNKS, MAX_EVENT, Answer, Asked, Events, _Inlet, plain_text
 from chains.lane import CONTROL, Lane
 from chains.quick import quick_deltas
+from chains.transport import Body
 
 Choice = dict[str, Any]
 
@@ -141,10 +142,12 @@ async def served(answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], 
 
 
 @asynccontextmanager
-async def model_of(url: str, client: httpx2.AsyncClient | None = None, **options: Any) -> AsyncIterator[ChatOpenAI]:
+async def model_of(
+    url: str, client: httpx2.AsyncClient | None = None, kind: type[ChatOpenAI] = ChatOpenAI, **options: Any
+) -> AsyncIterator[ChatOpenAI]:
     async with client or DefaultAsyncHttpxClient() as http:
         options = {"max_retries": 0, "stream_chunk_timeout": None, "stream_usage": True, **options}
-        yield ChatOpenAI(base_url=url, api_key="none", model="m", http_async_client=http, **options)  # type: ignore[arg-type]
+        yield kind(base_url=url, api_key=SecretStr("none"), model="m", http_async_client=http, **options)
 
 
 Read = Callable[[ChatOpenAI], Any]
@@ -279,9 +282,8 @@ async def test_a_class_that_looks_at_its_chunks_gets_every_one() -> None:
                 yield one
 
     listener = Listener()
-    async with provider(STREAMS["text"]) as url, quick_deltas(), DefaultAsyncHttpxClient() as http:
-        options: dict[str, Any] = {"base_url": url, "api_key": "none", "http_async_client": http, "streaming": True}
-        answer = await answer_of(Shouting(model="m", **options), listener)
+    async with provider(STREAMS["text"]) as url, quick_deltas(), model_of(url, kind=Shouting, streaming=True) as model:
+        answer = await answer_of(model, listener)
     assert answer.content == "!Once! upon!!!"
     assert not listener.asked
 
@@ -295,9 +297,8 @@ async def test_a_class_that_finds_more_in_a_chunk_is_given_every_one() -> None:
             return found
 
     listener = Listener()
-    async with provider(STREAMS["text"]) as url, quick_deltas(), DefaultAsyncHttpxClient() as http:
-        options: dict[str, Any] = {"base_url": url, "api_key": "none", "http_async_client": http, "streaming": True}
-        answer = await answer_of(Thinking(model="m", **options), listener)
+    async with provider(STREAMS["text"]) as url, quick_deltas(), model_of(url, kind=Thinking, streaming=True) as model:
+        answer = await answer_of(model, listener)
     assert answer.content == "<Once>< upon>"
     assert not listener.asked
 
@@ -388,6 +389,35 @@ async def test_errors_are_those_of_the_openai_client() -> None:
                 await model.ainvoke("?", stream=True)
 
 
+class Held:
+    """A body whose bytes come when the test wants, and who was told what."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def push(self, data: Callable[[bytes], None], _: Callable[[Exception | None], None]) -> None:
+        self.data = data
+
+    def pause(self) -> None:
+        self.told.append("pause")
+
+    def resume(self) -> None:
+        self.told.append("resume")
+
+
+async def test_who_does_not_read_holds_the_provider_up() -> None:
+    body, answer = Held(), Answer(Asked(None, None))
+    inlet = _Inlet(httpx2.Request("POST", "http://none"), answer, cast("Body", body))
+    body.data(b"".join(map(event, [ROLE] * MAX_CHUNKS)))
+    assert body.told == []
+    body.data(event(ROLE))
+    body.data(event(ROLE))
+    assert body.told == ["pause"]
+    answer.chunks.clear()
+    inlet.drained()
+    assert body.told == ["pause", "resume"]
+
+
 # Whether it fits
 
 
@@ -475,6 +505,23 @@ def test_an_upgrade_that_breaks_it_leaves_the_stock_way_and_one_warning(upgrade:
     program = PROGRAM.replace("UPGRADE", UPGRADES[upgrade])
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout.split(), done.returncode) == (["WARNING", "True"], 0), done.stderr
+
+
+async def test_cancelled_at_its_start_it_leaves_the_stock_way() -> None:
+    def deaf(_: Sequence[object]) -> bool:
+        if hasattr(vars(BaseChatOpenAI)["_astream"], "millrace_used"):
+            starting.cancel()
+        return True
+
+    async def start() -> None:
+        async with quick_deltas(deaf):
+            pass
+
+    before = vars(BaseChatOpenAI)["_astream"]
+    starting = asyncio.create_task(start())
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert vars(BaseChatOpenAI)["_astream"] is before
 
 
 async def test_opened_twice_it_ends_with_the_first() -> None:

@@ -57,16 +57,20 @@ STORIES = {
 }
 
 
+def graph_of(node: Any) -> Runnable[Any, Any]:
+    graph = StateGraph(MessagesState)
+    graph.add_node("node", node)
+    graph.add_edge(START, "node")
+    return graph.compile()
+
+
 def asking(model: Any) -> Runnable[Any, Any]:
     """A graph as users write it."""
 
     async def ask(state: MessagesState) -> dict[str, Any]:
         return {"messages": [await model.ainvoke(state["messages"])]}
 
-    graph = StateGraph(MessagesState)
-    graph.add_node("ask", ask)
-    graph.add_edge(START, "ask")
-    return graph.compile()
+    return graph_of(ask)
 
 
 BUILDS: dict[str, Build] = {
@@ -177,10 +181,7 @@ async def test_a_cancel_reaches_a_call_in_a_task_that_its_node_does_not_await(pr
             await asyncio.wait({asyncio.create_task(model.ainvoke(state["messages"]))})
             return {"messages": []}
 
-        graph = StateGraph(MessagesState)
-        graph.add_node("ask", ask)
-        graph.add_edge(START, "ask")
-        return graph.compile()
+        return graph_of(ask)
 
     async with runner_with(provider, leaving, ours=False) as runner:
         run = await start(runner, "[[tokens=2000&tokens_per_second=100]]")
@@ -224,10 +225,7 @@ async def test_a_node_that_reads_its_models_events_gets_each_token(provider: Sim
             heard.extend(text for text in texts if text)
             return {"messages": [AIMessage("".join(heard))]}
 
-        graph = StateGraph(MessagesState)
-        graph.add_node("read", ask)
-        graph.add_edge(START, "read")
-        return graph.compile()
+        return graph_of(ask)
 
     async with runner_with(provider, reading, ours=False) as runner:
         run = await start(runner, "[[tokens=20]]")
@@ -246,10 +244,7 @@ async def test_a_node_that_streams_a_graph_of_its_own_gets_each_token(provider: 
             heard.extend([one async for one in inner.astream(state, stream_mode=mode)])
             return {"messages": [AIMessage("done")]}
 
-        graph = StateGraph(MessagesState)
-        graph.add_node("read", ask)
-        graph.add_edge(START, "read")
-        return graph.compile()
+        return graph_of(ask)
 
     async with runner_with(provider, reading, ours=False) as runner:
         run = await start(runner, "[[tokens=20]]")
