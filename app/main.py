@@ -46,11 +46,11 @@ from app.routes.websocket import WebSockets
 from app.runs.agent import Agent
 from app.runs.books import Books
 from app.runs.executor import blocking_nodes, installed
-from app.runs.lane import are_deaf
 from app.runs.ledger import Ledger
 from app.runs.parsing import bound_parsing
 from app.runs.prices import Prices, load_prices
 from app.runs.runner import Runner, Timing
+from app.runs.shortcut import are_deaf
 from app.runs.worker import Worker
 from app.settings import SIMULATED, Settings
 from app.simulator.server import Simulator

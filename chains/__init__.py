@@ -9,7 +9,8 @@
 ``extract``         an object out of a text; ``facts`` is its own schema, ``schema`` a client's, ``objects`` reads it
 ------------------  ---------------------------------------------------------------------------------------------
 ``models``          the model of all of them; ``answering``, ``retries``, ``overlap`` are how it answers
-``quick``           has every ``ChatOpenAI`` of the process read its streams as ``deltas``, with ``lane`` for plain text
+``quick``           has every ``ChatOpenAI`` of the process read its streams as ``deltas``
+``shortcut``        the way of a model's plain text past LangChain
 ``transport``       HTTP to the provider: ``connection``, ``http11``, ``dialling``
 ``transcript``      a model's message as it was written, before anybody reads it as calls
 ``checking``        the node that judges calls; ``repair`` mends texts, ``arguments`` asks the tool's schema

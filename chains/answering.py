@@ -37,9 +37,9 @@ from langchain_core.runnables.config import (
 )
 from langchain_core.utils.uuid import uuid7
 
-from chains.lane import CONTROL, Caller, Lane, Lanes, caller, lane_ahead
 from chains.overlap import Overlap
 from chains.retries import Retries, Retry
+from chains.shortcut import CONTROL, Caller, Shortcut, Shortcuts, caller, shortcut_ahead
 
 RETRY_EVENT = "provider.retry"
 """The custom event of a repeated attempt; its data is ``Retry.data()``."""
@@ -63,7 +63,7 @@ _CLAUDE_WITH_PREFILL = re.compile(
 ModelT = TypeVar("ModelT", bound=BaseChatModel)
 
 
-class Control(Lanes, Protocol):
+class Control(Shortcuts, Protocol):
     """What a run wants of its model calls. It lies in a config's ``configurable``, under ``CONTROL``."""
 
     @property
@@ -126,25 +126,25 @@ class Call:
     """One call of a model: what LangChain's public method knows of it, for the method that talks to the provider.
 
     LangChain passes neither the call's id nor its config on to that one. ``stream`` is what the latter reads from,
-    ``asks`` is LangChain's method that does, and ``lane`` the way of plain text past it; there need be neither.
+    ``asks`` is LangChain's method that does, and ``shortcut`` the way of plain text past it; there need be neither.
     """
 
     def __init__(self, run_id: UUID, config: RunnableConfig) -> None:
         self.run_id = run_id
         self.config = config
         self.asks: Caller | None = None
-        self.lane: Lane | None = None
+        self.shortcut: Shortcut | None = None
         self.begun = False
         self.stream: AsyncGenerator[ChatGenerationChunk] | Generator[ChatGenerationChunk] | None = None
 
     @contextmanager
     def known(self) -> Iterator[None]:
         """The call in progress, for what is called meanwhile."""
-        token, ahead = _CALL.set(self), lane_ahead.set(self.lane)
+        token, ahead = _CALL.set(self), shortcut_ahead.set(self.shortcut)
         try:
             yield
         finally:
-            lane_ahead.reset(ahead)
+            shortcut_ahead.reset(ahead)
             _CALL.reset(token)
 
     async def aclose(self) -> None:
@@ -460,7 +460,7 @@ class Streaming(Answering):
     ) -> AsyncGenerator[ChatGenerationChunk]:
         messages, kwargs, continuation = self._asked(call, messages, kwargs)
         if call.asks is not None and continuation is None:
-            call.lane = call.asks.lane(call.control)
+            call.shortcut = call.asks.shortcut(call.control)
         attempts = self._aattempts(call, messages, stop, kwargs)
         async with aclosing(_ajoined(continuation, attempts) if continuation else attempts) as chunks:
             async for chunk in chunks:

@@ -1,12 +1,13 @@
-"""What a provider of the OpenAI wire streams, as plain dicts, and its plain text by a lane of its own.
+"""What a provider of the OpenAI wire streams, as plain dicts, and its plain text by a shortcut of its own.
 
 The ``openai`` client makes a pydantic object of each delta, which LangChain turns into a dict again: most of what a
 token costs. ``Deltas`` and ``SyncDeltas`` are the client's own streams without that; which calls have them is decided
 in ``chains.quick``. Errors, and their order among the chunks, are those of the stock streams. Where the connection is
 ``chains.transport``'s, events are split off as its bytes come, in no task; else the client's own decoder does it.
 
-Plain text goes by the call's lane, if it has one (``chains.lane``), up to the first chunk that says anything else. What
-was said is put into one chunk before that, at the stream's end, and before an error: LangChain misses nothing.
+Plain text goes by the call's shortcut, if it has one (``chains.shortcut``), up to the first chunk that says anything
+else. What was said is put into one chunk before that, at the stream's end, and before an error: LangChain misses
+nothing.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ import orjson
 from openai import APIConnectionError, APIError, APITimeoutError, AsyncStream, Stream
 from typing_extensions import override
 
-from chains.lane import Lane
+from chains.shortcut import Shortcut
 from chains.transport import Body, body_of
 
 MAX_EVENT = 16 * 1024 * 1024
@@ -35,9 +36,9 @@ MAX_CHUNKS = 256
 
 
 class Asked(NamedTuple):
-    """What a stream that is about to be opened is to do: its lane, and how long LangChain may be shown nothing."""
+    """What a stream that is about to be opened is to do: its shortcut, and how long LangChain may be shown nothing."""
 
-    lane: Lane | None
+    shortcut: Shortcut | None
     bound_s: float | None
 
 
@@ -50,7 +51,7 @@ class Answer:
 
     def __init__(self, asks: Asked) -> None:
         self.chunks: deque[Any] = deque()
-        self._lane = asks.lane
+        self._shortcut = asks.shortcut
         self._bound_s = asks.bound_s
         self._first: dict[str, Any] = {}
         self._said: list[str] = []
@@ -58,11 +59,11 @@ class Answer:
 
     def hear(self, chunk: Any) -> None:
         """The next chunk of the provider's."""
-        if self._lane is None:
+        if self._shortcut is None:
             self.chunks.append(_whole(chunk))
             return
         text = plain_text(chunk)
-        if text and self._lane.say(text):
+        if text and self._shortcut.say(text):
             if not self._said:
                 self._first = chunk
             self._said.append(text)
@@ -70,7 +71,7 @@ class Answer:
                 self.settle()
             return
         if text != "":
-            self._lane = None
+            self._shortcut = None
             self.settle()
         self.chunks.append(_whole(chunk))
 
@@ -99,6 +100,8 @@ def plain_text(chunk: Any) -> str | None:
             return None
         if delta.get("role") not in (None, "assistant") or not isinstance(text, str):
             return None
+        if text and len(delta) == 1:
+            return text
         if any(value for name, value in delta.items() if name not in ("role", "content")):
             return None
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -171,7 +174,7 @@ def _loads(data: bytes) -> Any:
 
 
 class SyncDeltas(Stream[object]):
-    """The same of a synchronous call, which has no lane."""
+    """The same of a synchronous call, which has no shortcut."""
 
     @override
     def __stream__(self) -> Iterator[object]:

@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, closing
+from inspect import signature
 from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -28,12 +29,12 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_openai import ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
 from langsmith import tracing_context
-from openai import AsyncOpenAI, OpenAI
+from openai._base_client import make_request_options
 from openai.resources.chat.completions import AsyncCompletions, Completions
 from pydantic import SecretStr
 
 from chains.deltas import Asked, Deltas, SyncDeltas, asked
-from chains.lane import CONTROL, Lane, lane_for
+from chains.shortcut import CONTROL, Shortcut, shortcut_for
 from chains.transport import leave, quicken
 
 logger = logging.getLogger("millrace.quick")
@@ -42,9 +43,11 @@ Deaf = Callable[[Sequence[object]], bool]
 
 _OPENAI = str(Path(openai.__file__).parent)
 
-LARGE = ("messages", "tools")
-"""What of a request the client would look through for what it has to rename, which is nothing: a third of what a call
-costs. LangChain makes it as it is sent."""
+PASSED_ON = ("extra_headers", "extra_query", "extra_body", "timeout")
+"""What the client's ``create`` takes that is no part of the request's body."""
+
+_NAMES = frozenset(signature(AsyncCompletions.create).parameters) - {"self"}
+_PLAIN = (str, int, float, list, dict, type(None))
 
 
 class QuickCompletions(AsyncCompletions):
@@ -52,10 +55,9 @@ class QuickCompletions(AsyncCompletions):
 
     async def create(self, *args: Any, **options: Any) -> Any:
         """As the stock one."""
-        if not _is_quick(super().create, options):
+        if args or not _is_quick(super().create, options):
             return await super().create(*args, **options)
-        ready, rest = _parted(options)
-        return await _Completion(self._client, ready).create(*args, **rest)
+        return await self._client.post(_PATH, stream_cls=Deltas, **_request(options))
 
 
 class QuickSyncCompletions(Completions):
@@ -63,48 +65,42 @@ class QuickSyncCompletions(Completions):
 
     def create(self, *args: Any, **options: Any) -> Any:
         """As the stock one."""
-        if not _is_quick(super().create, options):
+        if args or not _is_quick(super().create, options):
             return super().create(*args, **options)
-        ready, rest = _parted(options)
-        return _SyncCompletion(self._client, ready).create(*args, **rest)
+        return self._client.post(_PATH, stream_cls=SyncDeltas, **_request(options))
 
 
-class _Completion(AsyncCompletions):
-    """One call of the stock ``create``, with what is ``ready`` put into its request's body."""
-
-    def __init__(self, client: AsyncOpenAI, ready: Mapping[str, Any]) -> None:
-        super().__init__(client)
-        self._ready = ready
-        self._post: Any = self._send
-
-    async def _send(self, path: str, *, body: Mapping[str, Any], **options: Any) -> Any:
-        options |= {"cast_to": object, "stream_cls": Deltas}
-        return await self._client.post(path, body={**body, **self._ready}, **options)
-
-
-class _SyncCompletion(Completions):
-    """The same for a synchronous call."""
-
-    def __init__(self, client: OpenAI, ready: Mapping[str, Any]) -> None:
-        super().__init__(client)
-        self._ready = ready
-        self._post: Any = self._send
-
-    def _send(self, path: str, *, body: Mapping[str, Any], **options: Any) -> Any:
-        options |= {"cast_to": object, "stream_cls": SyncDeltas}
-        return self._client.post(path, body={**body, **self._ready}, **options)
+_PATH = "/chat/completions"
 
 
 def _is_quick(create: Any, options: Mapping[str, Any]) -> bool:
-    """Whether LangChain asks for a stream, and of openai's own ``create``: who has wrapped that wants to see all."""
+    """Whether LangChain asks for a stream, in plain words, and of openai's own ``create``.
+
+    Who has wrapped that wants to see all. Other words may have to be transformed first, or be refused.
+    """
     function = getattr(create, "__func__", None)
     own = isinstance(function, FunctionType) and function.__code__.co_filename.startswith(_OPENAI)
-    return own and asked.get() is not None and bool(options.get("stream"))
+    return (
+        own
+        and asked.get() is not None
+        and bool(options.get("stream"))
+        and options.keys() <= _NAMES
+        and all(isinstance(value, _PLAIN) for name, value in options.items() if name not in PASSED_ON)
+    )
 
 
-def _parted(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    ready = {name: options[name] for name in LARGE if name in options}
-    return ready, {**options, **dict.fromkeys(ready, ())}
+def _request(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``create`` makes of its arguments, but for the search for what it has to rename.
+
+    In what LangChain has put together that is nothing, and it takes a quarter of the time until the request is sent.
+    """
+    passed_on = {name: options[name] for name in PASSED_ON if name in options}
+    return {
+        "body": {name: value for name, value in options.items() if name not in PASSED_ON},
+        "options": make_request_options(**passed_on, security={"bearer_auth": True}),
+        "cast_to": object,
+        "stream": True,
+    }
 
 
 # -- before ChatOpenAI's own methods ----------------------------------------------------------------------------------
@@ -121,8 +117,8 @@ def _astream(stock: Callable[..., Any], used: WeakSet[Any]) -> Callable[..., Asy
             used.add(client._client)  # noqa: SLF001
             self.async_client = QuickCompletions(client)
         timeout_s = self.stream_chunk_timeout
-        lane = lane_for(sys._getframe(1)) if _reads_as_ever(type(self)) else None  # noqa: SLF001
-        asks = Asked(lane, min(timeout_s / 10, 5) if timeout_s else None)
+        shortcut = shortcut_for(sys._getframe(1)) if _reads_as_ever(type(self)) else None  # noqa: SLF001
+        asks = Asked(shortcut, min(timeout_s / 10, 5) if timeout_s else None)
         return _aquick(stock(self, *args, **kwargs), asks)
 
     setattr(astream, _USED, used)
@@ -180,7 +176,7 @@ METHODS: Mapping[str, Callable[[Any, WeakSet[Any]], Any]] = {"_astream": _astrea
 async def quick_deltas(deaf: Deaf = lambda _: True) -> AsyncIterator[None]:
     """While it is open, this process's ``ChatOpenAI`` reads dicts. Opened twice, the first one's end is the end.
 
-    ``deaf``: whether callbacks such as those of a run leave its lanes free.
+    ``deaf``: whether callbacks such as those of a run leave its shortcuts free.
     """
     stock = {name: vars(BaseChatOpenAI).get(name) for name in METHODS}
     used: WeakSet[httpx2.AsyncClient] | None = getattr(stock["_astream"], _USED, None)
@@ -238,7 +234,7 @@ async def _install(stock: Mapping[str, Any], used: WeakSet[Any], deaf: Deaf) -> 
     if found.message != expected.message:
         return "the messages differ"
     if found.promised_id != found.message_id or (found.said != _TEXT and not get_debug()):
-        return "text has no lane"
+        return "text has no shortcut"
     return None if quickened else "the client has another transport"
 
 
@@ -275,10 +271,10 @@ class _Trial(NamedTuple):
 
 async def _tried(deaf: Deaf) -> _Trial:
     """An answer in memory, read the way that is installed."""
-    lanes, requests = _Listener(deaf), []
+    shortcuts, requests = _Listener(deaf), []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
-        requests.append((request.url, orjson.loads(request.content)))
+        requests.append((request.url, request.headers, orjson.loads(request.content)))
         return _answer()
 
     provider = httpx2.MockTransport(answer)
@@ -295,13 +291,13 @@ async def _tried(deaf: Deaf) -> _Trial:
             request: Any = {"messages": _CONVERSATION, "tools": [_TOOL], "stop": ["."]}
             chunks = [chunk async for chunk in model._astream(**request)]  # noqa: SLF001
             chunks.extend(model._stream(**request))  # noqa: SLF001
-            config = RunnableConfig(configurable={CONTROL: lanes})
+            config = RunnableConfig(configurable={CONTROL: shortcuts})
             with tracing_context(enabled=False):
                 async for _ in RunnableLambda(ask).astream_events("", config, version="v2"):
                     pass
     (message,) = answers
     told = (message.content, message.tool_calls, message.response_metadata, message.usage_metadata)
-    return _Trial(requests, chunks, told, message.id, lanes.promised_id, "".join(lanes.said))
+    return _Trial(requests, chunks, told, message.id, shortcuts.promised_id, "".join(shortcuts.said))
 
 
 def _answer() -> httpx2.Response:
@@ -312,14 +308,14 @@ def _answer() -> httpx2.Response:
 
 
 class _Listener:
-    """Gives the lane that it listens at, where nobody else listens."""
+    """Gives the shortcut that it listens at, where nobody else listens."""
 
     def __init__(self, deaf: Deaf) -> None:
         self.said: list[str] = []
         self.promised_id = ""
         self._deaf = deaf
 
-    def lane(self, _: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> Lane | None:
+    def shortcut(self, _: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> Shortcut | None:
         self.promised_id = message_id
         return self if self._deaf(handlers) else None
 

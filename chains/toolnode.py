@@ -35,7 +35,7 @@ from langgraph.prebuilt.tool_node import ToolCallRequest, ToolCallWithContext
 from langgraph.types import Command, Send
 from typing_extensions import override
 
-from chains.lane import CONTROL
+from chains.shortcut import CONTROL
 
 RESULT_EVENT = "tool.result"
 """The custom event of a call that has its result before the node is over: ``{call_id, status, output}``."""

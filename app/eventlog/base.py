@@ -14,13 +14,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple, TypeVar
 
+import msgspec
+
 from app.events.event import Event
 
 T = TypeVar("T")
 
 
-class Entry(NamedTuple):
-    """An event in its place: ``data`` is its JSON on one line, made once for all readers."""
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """An event in its place: ``data`` is its JSON on one line, made once for all readers.
+
+    The collector passes it over, as no circle can go through it: a run has one for each token, for long.
+    """
 
     offset: int
     event: Event

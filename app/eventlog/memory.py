@@ -17,7 +17,7 @@ import asyncio
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -263,7 +263,7 @@ class _Shelf:
         return size - self.size
 
 
-_offset = itemgetter(0)
+_offset = attrgetter("offset")
 
 
 def _wake(woken: asyncio.Future[None]) -> None:

@@ -171,11 +171,12 @@ def _stream(entry: Entry) -> object:
 
 def _joined(entries: Sequence[Entry]) -> Entry:
     """All that the deltas say, in the place and at the time of the last."""
-    offset, event, _ = entries[-1]
+    offset, event = entries[-1].offset, entries[-1].event
     if isinstance(event, ToolArgs):
-        pieces = [one for _, one, _ in entries if isinstance(one, ToolArgs)]
+        pieces = [one.event for one in entries if isinstance(one.event, ToolArgs)]
         args = next((piece.args for piece in reversed(pieces) if piece.args is not None), None)
         event = replace(event, delta="".join(piece.delta for piece in pieces), args=args)
     else:
-        event = replace(event, text="".join(one.text for _, one, _ in entries if isinstance(one, Token | Reasoning)))
+        texts = (one.event.text for one in entries if isinstance(one.event, Token | Reasoning))
+        event = replace(event, text="".join(texts))
     return Entry(offset, event, codec.encode(event))

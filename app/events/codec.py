@@ -54,6 +54,8 @@ def dumps(value: Any) -> bytes:
 
 def one_line(data: bytes) -> bytes:
     """JSON in which nothing can be taken for a line's end. JSON itself has escaped CR, LF and NUL already."""
+    if data.isascii():
+        return data
     for raw, escaped in _LINE_ENDS:
         if raw in data:
             data = data.replace(raw, escaped)

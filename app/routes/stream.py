@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from app.eventlog.base import Entry
 from app.eventlog.subscriber import EndOfLog, LogAbandoned, Subscriber
 from app.events.event import Event
 from app.protocols.frame import Frame
@@ -40,9 +41,11 @@ class LogFrames:
         if not entries:
             return b""
         encode = self._encode
-        return self._subscriber.share(
-            entries, (encode, render), lambda taken: render([frame for entry in taken for frame in encode(*entry)])
-        )
+
+        def make(taken: Sequence[Entry]) -> bytes:
+            return render([frame for one in taken for frame in encode(one.offset, one.event, one.data)])
+
+        return self._subscriber.share(entries, (encode, render), make)
 
     async def aclose(self) -> None:
         """Stop watching."""

@@ -158,7 +158,7 @@ class Stream:
         for entry in entries:
             if self._left:
                 return
-            frame = words.encode(self.id, *entry)
+            frame = words.encode(self.id, entry.offset, entry.event, entry.data)
             if isinstance(entry.event, RunFinished):
                 self.close(frame)
             else:

@@ -12,7 +12,7 @@
 * ``prices``: what a model call costs.
 * ``scope``: when a run ends: readers leaving, an explicit cancel, a deadline.
 * ``translate``: LangChain's event stream in, our events out.
-* ``lane``: a model's plain text straight from the provider's reader.
+* ``shortcut``: a model's plain text straight from the provider's reader.
 * ``usage``: callbacks that count every model call's tokens, also of those that were cut.
 * ``watchdog``: ends a run whose provider has gone silent.
 * ``executor``: the threads of synchronous nodes and tools, and which nodes those are.

@@ -31,6 +31,9 @@ logger = logging.getLogger("millrace.books")
 MAX_CALLS = 1000
 """Model and tool calls of one run that its line in the log and its spans know of."""
 
+WORDS = (Token, Reasoning)
+"""What a reader sees come word by word."""
+
 STOPPED_BY_READER = ("requested", "disconnected", "superseded")
 """Why a cancelled run was cancelled, where it was its reader who had enough."""
 
@@ -173,7 +176,7 @@ class Account:
         """An event of the run, as it is appended."""
         if self._books is None:
             return
-        if isinstance(event, Token | Reasoning):
+        if isinstance(event, WORDS):
             now = time.perf_counter()
             if self._token_at is not None:
                 self._books.metrics.token_gap(now - self._token_at)

@@ -43,6 +43,9 @@ ROW_RETENTION_S = 30 * 86_400
 USAGE_RETENTION = timedelta(days=400)
 """How long it is kept what a user spent on a day."""
 
+GATHER_S = 0.05
+"""So long a write waits for what else is to be written, and for the run that has just begun to have gone on."""
+
 RETRY_S = 1.0
 """After a write that failed, the next try."""
 
@@ -270,11 +273,16 @@ class Ledger:
     async def _write_behind(self) -> None:
         while not self._closing.is_set():
             await self._changed.wait()
+            await self._closes_in(GATHER_S)
             if not await self._write():
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(RETRY_S):
-                        await self._closing.wait()
+                await self._closes_in(RETRY_S)
                 self._changed.set()
+
+    async def _closes_in(self, seconds: float) -> None:
+        """Wait so long, or until the ledger is closed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
 
     async def _write(self) -> bool:
         """Write what is not written yet; whether all of it could be."""

@@ -64,6 +64,8 @@ LONE = "\ufffd"
 
 def paired(text: str) -> tuple[str, str]:
     """``(text, half)``: a pair of surrogates that a provider cut in two waits for its other half."""
+    if text.isascii():
+        return text, ""
     if text and "\ud800" <= text[-1] <= "\udbff":
         return codec.text(text[:-1]), text[-1]
     return codec.text(text), ""

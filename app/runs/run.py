@@ -42,10 +42,10 @@ from app.limits.gate import Gate
 from app.runs.agent import OBJECT, Agent
 from app.runs.books import Account
 from app.runs.failure import Failure
-from app.runs.lane import Lane, are_deaf
 from app.runs.message import Held
 from app.runs.passage import Passage
 from app.runs.scope import Ending, Scope
+from app.runs.shortcut import Shortcut, are_deaf
 from app.runs.tap import Tap
 from app.runs.translate import Translator
 from app.runs.usage import Meter, now_ms
@@ -155,7 +155,7 @@ class Run:
         self._grammar = grammar
         self._lag = lag
         self._pause_wanted: str | None = None
-        self._early: dict[str, list[tuple[Lane, str]]] = {}
+        self._early: dict[str, list[tuple[Shortcut, str]]] = {}
         self._spell = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._translator = Translator(agent.labels, self.meter)
@@ -201,7 +201,7 @@ class Run:
                 self._tell(*early)
         self._look_for_pause()
 
-    def lane(self, call: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> Lane | None:
+    def shortcut(self, call: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> Shortcut | None:
         """A way for a model call's plain text past LangChain; ``None`` where somebody listens to every chunk.
 
         ``message_id`` is what LangChain will call the answer. ``seen``: whoever calls reads it chunk by chunk; only of
@@ -213,29 +213,29 @@ class Run:
         if asyncio.get_running_loop() is not self._loop:
             return None
         others = [one for one in handlers if one is not self.meter and one is not self.passage]
-        return Lane(self, call, message_id, self._spell) if are_deaf(others) else None
+        return Shortcut(self, call, message_id, self._spell) if are_deaf(others) else None
 
-    def hear(self, lane: Lane, text: str) -> bool:
-        """A piece of plain text that has come by a call's lane. False: it must come the usual way, where it can fail.
+    def hear(self, shortcut: Shortcut, text: str) -> bool:
+        """A piece of plain text that has come by a call's shortcut. False: it must come the usual way, and can fail.
 
         What comes before LangChain's event stream has told of the call waits for that. A run that ends, or stands
         still, refuses it: the callbacks stop the call, also one in a task that the graph's cancel does not reach.
         """
-        if self.finished or self.scope.over or lane.spell != self._spell:
+        if self.finished or self.scope.over or shortcut.spell != self._spell:
             return False
         try:
-            if self._translator.begun(lane.run_id):
-                self._tell(lane, text)
+            if self._translator.begun(shortcut.run_id):
+                self._tell(shortcut, text)
             else:
-                self._early.setdefault(lane.run_id, []).append((lane, text))
+                self._early.setdefault(shortcut.run_id, []).append((shortcut, text))
         except LogFull:
             return False
-        self.meter.hear(lane.call, text)
+        self.meter.hear(shortcut.call, text)
         self._look_for_pause()
         return True
 
-    def _tell(self, lane: Lane, text: str) -> None:
-        for event in self._translator.say(lane.run_id, lane.message_id, text, now_ms()):
+    def _tell(self, shortcut: Shortcut, text: str) -> None:
+        for event in self._translator.say(shortcut.run_id, shortcut.message_id, text, now_ms()):
             self.append(event)
 
     def _look_for_pause(self) -> None:

@@ -214,10 +214,11 @@ class Translator:
 
         ``message_id``: as that chunk will have it.
         """
-        yield from self._opened(run_id, message_id, self._begun[run_id], ts)
+        if run_id not in self._models:
+            yield from self._opened(run_id, message_id, self._begun[run_id], ts)
         message = self._models[run_id]
         if message is not None:
-            yield from self._content(message, text, ts)
+            yield from self._text(message, text, ts)
         self._ahead[run_id] = self._ahead.get(run_id, 0) + len(text)
 
     def _opened(self, run_id: str, message_id: str, raw: Raw, ts: int) -> Iterator[Event]:
@@ -318,12 +319,15 @@ class Translator:
     def _content(self, message: Message, content: Any, ts: int) -> Iterator[Event]:
         for block in [content] if isinstance(content, str) else content:
             text = block if isinstance(block, str) else block.get("text")
-            if isinstance(text, str) and message.form is not None and not message.form.call:
-                yield from self._grow(message, text, ts)
-            elif isinstance(text, str):
-                yield from self._token(message, text, ts)
+            if isinstance(text, str):
+                yield from self._text(message, text, ts)
             elif isinstance(block, Mapping) and (thought := _thought(block)):
                 yield self._reasoning(message, thought, ts)
+
+    def _text(self, message: Message, text: str, ts: int) -> Iterator[Event]:
+        if message.form is not None and not message.form.call:
+            return self._grow(message, text, ts)
+        return self._token(message, text, ts)
 
     def _token(self, message: Message, text: str, ts: int) -> Iterator[Event]:
         text, message.half = paired(message.half + text)

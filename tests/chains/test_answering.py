@@ -26,9 +26,9 @@ from pydantic import BaseModel
 
 from app.simulator.server import Simulator
 from chains.answering import GO_ON, Continuation, prefills, serve
-from chains.lane import CONTROL
 from chains.models import build_model
 from chains.retries import Retries
+from chains.shortcut import CONTROL
 
 Until = Callable[[Callable[[], bool]], Any]
 
@@ -475,7 +475,7 @@ class Told:
         said, self.said = self.said, None
         return None if said is None else (said, "m-1")
 
-    def lane(self, run_id: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> None:
+    def shortcut(self, run_id: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> None:
         return None
 
 

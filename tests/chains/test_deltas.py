@@ -25,8 +25,8 @@ from openai.types.chat import ChatCompletionChunk
 from pydantic import SecretStr
 
 from chains.deltas import MAX_CHUNKS, MAX_EVENT, Answer, Asked, Events, _Inlet, plain_text
-from chains.lane import CONTROL, Lane
 from chains.quick import quick_deltas
+from chains.shortcut import CONTROL, Shortcut
 from chains.transport import Body
 
 Choice = dict[str, Any]
@@ -165,14 +165,14 @@ async def chunks_of(model: ChatOpenAI) -> Any:
 
 
 class Listener:
-    """A run that gives lanes and hears what is said, up to ``most`` pieces."""
+    """A run that gives shortcuts and hears what is said, up to ``most`` pieces."""
 
     def __init__(self, most: int = 1000) -> None:
         self.said: list[str] = []
         self.asked: list[Sequence[object]] = []
         self._most = most
 
-    def lane(self, run_id: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> Lane:
+    def shortcut(self, run_id: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> Shortcut:
         self.asked.append(handlers)
         return self
 
@@ -314,7 +314,7 @@ async def test_a_cache_of_the_users_knows_nothing_of_the_trial() -> None:
     assert not cache._cache
 
 
-async def test_who_gives_lanes_is_told_who_else_listens() -> None:
+async def test_who_gives_shortcuts_is_told_who_else_listens() -> None:
     class Other(BaseCallbackHandler):
         pass
 
@@ -427,7 +427,7 @@ async def test_it_is_said_once_when_the_libraries_are_not_as_they_were(caplog: p
         assert (await answer_of(model, listener)).content == "Once upon"
     assert not listener.asked
     (record,) = [one for one in caplog.records if one.levelno >= logging.WARNING and one.name.startswith("millrace")]
-    assert "text has no lane" in record.getMessage()
+    assert "text has no shortcut" in record.getMessage()
 
 
 INSTRUMENTED = """

@@ -21,7 +21,7 @@ from runners import Halt, runner_of, told
 
 from app.events.event import ToolFinished, ToolProgress
 from app.events.request import RunRequest
-from chains.lane import CONTROL
+from chains.shortcut import CONTROL
 from chains.toolnode import ToolLimits, build_tool_node, cut, open_calls
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]

@@ -103,7 +103,7 @@ class Reader:
         for entry in batch:
             if isinstance(entry.event, Gap):
                 gap = entry.event
-                assert entry == (gap.to, gap, codec.encode(gap))
+                assert entry == Entry(gap.to, gap, codec.encode(gap))
                 assert (gap.start, gap.dropped) == (position + 1, gap.to - position)
                 assert gap.to == due[seen].offset - 1
             else:
@@ -219,7 +219,7 @@ class LogAndReaders(RuleBasedStateMachine):
                 assert sum(map(len, firm)) + len(firm) * ENTRY_OVERHEAD > self.bound
                 break
             self.written.append(event)
-            assert entry[:2] == (len(self.written), event)
+            assert (entry.offset, entry.event) == (len(self.written), event)
         self.check_log()
         if self.log.last > last:
             for reader in self.readers:
@@ -238,7 +238,7 @@ class LogAndReaders(RuleBasedStateMachine):
         self.settle()
         for reader in self.readers:
             self.read_all(reader)
-            assert reader.told[-1:] in ([(len(self.written), END, codec.encode(END))], [])
+            assert reader.told[-1:] in ([Entry(len(self.written), END, codec.encode(END))], [])
             with pytest.raises(EndOfLog):
                 at_once(reader)
         self.log.abandon()  # means nothing any more

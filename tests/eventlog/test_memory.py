@@ -66,7 +66,7 @@ def test_an_entry_is_the_event_and_its_json_on_one_line() -> None:
     log = MemoryLog()
     event = token()
     entry = log.append(event)
-    assert entry == (1, event, codec.encode(event))
+    assert entry == Entry(1, event, codec.encode(event))
     assert log.read(0, 10) == [entry]
 
 

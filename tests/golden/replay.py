@@ -7,7 +7,8 @@ two models speak at once their chunks come in turns, each when the one before it
 order of events and no other.
 
 Read it may be in three ways: as the provider's client and LangChain have it (``stock``); as plain dicts, where this
-changes anything (``dicts``); and with plain text past LangChain (``lane``), in which nobody is heard of but the reader.
+changes anything (``dicts``); and with plain text past LangChain (``shortcut``), in which nobody is heard of but the
+reader.
 
 ``told`` gives the run's events, a line each. What differs from run to run is replaced by two rules, and nothing else:
 ``TIMES`` are left out, and every UUID becomes ``#1``, ``#2`` … in the order in which they are first told.
@@ -66,7 +67,7 @@ PATIENCE_S = 20.0
 LANE = "lane-"
 """Of the names of models, and of the nodes of models that speak at once."""
 
-Way = Literal["stock", "dicts", "lane"]
+Way = Literal["stock", "dicts", "shortcut"]
 
 State = dict[str, Any]
 
@@ -106,7 +107,7 @@ async def told(trace: Trace, way: Way = "stock") -> bytes:
 
 async def run(trace: Trace, way: Way = "stock") -> list[Event]:
     """The events themselves."""
-    provider = Provider(trace, paced=way != "lane")
+    provider = Provider(trace, paced=way != "shortcut")
     app = FastAPI(routes=[Route(path, provider.answer, methods=["POST"]) for path in ENDPOINTS])
     with running(app) as url:
         async with _read(way), _graph(trace, url) as graph, runner_of(_heard(graph, provider, way)) as runner:
@@ -121,7 +122,7 @@ def _read(way: Way) -> AbstractAsyncContextManager[None]:
 
 
 def _heard(graph: Any, provider: "Provider", way: Way) -> Any:
-    return graph if way == "lane" else graph.with_config(callbacks=[provider])
+    return graph if way == "shortcut" else graph.with_config(callbacks=[provider])
 
 
 # The provider

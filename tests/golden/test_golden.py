@@ -23,4 +23,4 @@ async def test_it_is_told_the_same_when_it_is_read_as_plain_dicts(trace: Trace) 
 
 @pytest.mark.parametrize("trace", OF_ONE_MODEL, ids="/".join)
 async def test_it_is_told_the_same_when_its_text_goes_past_langchain(trace: Trace) -> None:
-    assert (await told(trace, "lane")).decode().splitlines() == trace.told.read_text().splitlines()
+    assert (await told(trace, "shortcut")).decode().splitlines() == trace.told.read_text().splitlines()

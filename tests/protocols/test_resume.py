@@ -79,14 +79,14 @@ def rest(reader: Subscriber) -> list[Entry]:
 
 
 def encoded(entries: Iterable[Entry], encode: Encode) -> bytes:
-    return b"".join(encode(*entry) for entry in entries)
+    return b"".join(encode(one.offset, one.event, one.data) for one in entries)
 
 
 def story(entries: Iterable[Entry]) -> list[Any]:
     """What was told, however its deltas were cut: between two other events, what each message and call grew by."""
     told: list[Any] = []
     grown: dict[object, str] = {}
-    for _, event, _ in entries:
+    for event in (one.event for one in entries):
         match event:
             case Token(message_id=target, text=text) | Reasoning(message_id=target, text=text):
                 key: object = (event.type, target, event.node, event.namespace)
@@ -113,7 +113,7 @@ def test_a_trace_is_a_legal_run_that_the_codec_gives_back_byte_for_byte(trace: l
     grammar, log = Grammar(), MemoryLog()
     for line, event in zip(trace, events_of(trace), strict=True):
         grammar.check(event)
-        assert log.append(event) == (line.id, event, bytes(line.data))
+        assert log.append(event) == Entry(line.id, event, bytes(line.data))
     assert log.closed
 
 
@@ -147,7 +147,7 @@ def test_for_a_reader_that_is_behind_the_text_and_all_other_events_are_the_same(
     for n in range(len(events) + 1):
         merged = behind(events, n)
         assert story([*log.read(0, n), *merged]) == whole
-        assert all(codec.decode(event.type, data) == event for _, event, data in merged)
+        assert all(codec.decode(one.event.type, one.data) == one.event for one in merged)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,8 @@ class Logs:
         self.do(lambda: [self.logs[name].append(event) for event in events])
 
     def expected(self, name: str) -> bytes:
-        return RETRY + b"".join(blocks(native.encode(*entry)) for entry in self.logs[name].read(0, 1 << 30))
+        entries = self.logs[name].read(0, 1 << 30)
+        return RETRY + b"".join(blocks(native.encode(one.offset, one.event, one.data)) for one in entries)
 
     def _close(self) -> None:
         self.closed += 1

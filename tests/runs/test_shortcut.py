@@ -24,10 +24,10 @@ from app.eventlog.memory import ENTRY_OVERHEAD, MemoryLog
 from app.events.event import Event, MessageFinished, Token, Usage
 from app.events.request import RunRequest
 from app.runs.agent import Agent
-from app.runs.lane import Lane, are_deaf
 from app.runs.run import Run
 from app.runs.runner import Brought, Runner, Timing
 from app.runs.scope import Scope
+from app.runs.shortcut import Shortcut, are_deaf
 from app.runs.tap import Tap
 from app.simulator.server import Simulator
 from chains.assistant import build_assistant
@@ -307,8 +307,8 @@ def model_event(event: str, call: UUID, **data: Any) -> dict[str, Any]:
 async def test_what_comes_before_its_call_has_been_told_of_waits_for_that() -> None:
     run, call = new_run(direct=True), uuid4()
     run.meter.on_chat_model_start({}, [[]], run_id=call)
-    assert run.hear(Lane(run, call, "m1"), "a")
-    assert run.hear(Lane(run, call, "m1"), "b")
+    assert run.hear(Shortcut(run, call, "m1"), "a")
+    assert run.hear(Shortcut(run, call, "m1"), "b")
     assert [one.type for one in events_of(run)] == ["run.started"]
     run.feed(model_event("on_chat_model_start", call))
     assert [one.type for one in events_of(run)] == ["run.started", "message.started", "token", "token"]
@@ -317,34 +317,34 @@ async def test_what_comes_before_its_call_has_been_told_of_waits_for_that() -> N
 async def test_a_run_that_stands_still_refuses_and_so_it_does_what_began_before() -> None:
     run, call = new_run(direct=True), uuid4()
     run.meter.on_chat_model_start({}, [[]], run_id=call)
-    lane = run.lane(call, "m1", [run.meter], seen=False)
-    assert lane is not None
+    shortcut = run.shortcut(call, "m1", [run.meter], seen=False)
+    assert shortcut is not None
     run.scope.pause("requested")
-    assert not lane.say("a")
+    assert not shortcut.say("a")
     run.stop()
     run.scope.resume()
-    assert not lane.say("b")
+    assert not shortcut.say("b")
     assert [one.type for one in events_of(run) if one.type != "usage"] == ["run.started"]
 
 
 async def test_a_run_gives_no_lane_to_calls_that_its_meter_does_not_hear() -> None:
     run = new_run(direct=True)
-    assert run.lane(uuid4(), "m1", [], seen=False) is None
-    assert run.lane(uuid4(), "m1", [run.meter], seen=False) is not None
-    assert run.lane(uuid4(), "m1", [run.meter, Hearing()], seen=False) is None
-    assert new_run(direct=False).lane(uuid4(), "m1", [run.meter], seen=False) is None
+    assert run.shortcut(uuid4(), "m1", [], seen=False) is None
+    assert run.shortcut(uuid4(), "m1", [run.meter], seen=False) is not None
+    assert run.shortcut(uuid4(), "m1", [run.meter, Hearing()], seen=False) is None
+    assert new_run(direct=False).shortcut(uuid4(), "m1", [run.meter], seen=False) is None
 
 
 async def test_a_node_of_a_user_that_reads_chunk_by_chunk_gets_them_all() -> None:
     run = new_run(direct=True)
-    assert run.lane(uuid4(), "m1", [run.meter], seen=True) is None
+    assert run.shortcut(uuid4(), "m1", [run.meter], seen=True) is None
 
 
-async def test_a_node_with_a_loop_of_its_own_has_no_lane() -> None:
+async def test_a_node_with_a_loop_of_its_own_has_no_shortcut() -> None:
     run = new_run(direct=True)
 
     async def ask() -> object:
-        return run.lane(uuid4(), "m1", [run.meter], seen=False)
+        return run.shortcut(uuid4(), "m1", [run.meter], seen=False)
 
     assert await asyncio.to_thread(asyncio.run, ask()) is None
 
@@ -353,7 +353,7 @@ async def test_a_text_for_which_the_log_has_no_room_must_come_the_usual_way_wher
     run, call = new_run(direct=True, log=MemoryLog(ENTRY_OVERHEAD + 300)), uuid4()
     run.meter.on_chat_model_start({}, [[]], run_id=call)
     run.feed(model_event("on_chat_model_start", call))
-    assert not run.hear(Lane(run, call, "m1"), "a")
+    assert not run.hear(Shortcut(run, call, "m1"), "a")
     assert run.said() == []
     with pytest.raises(LogFull):
         run.feed(model_event("on_chat_model_stream", call, chunk=AIMessageChunk(content="a", id="m1")))

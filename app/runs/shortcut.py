@@ -2,8 +2,8 @@
 
 LangChain makes an object of each chunk, tells every callback of it, and hands it through a task and a queue: several
 times what all the rest of a token costs. Where nobody but the run listens, that serves nothing. So the model's reader
-(``chains.deltas``) asks the run for a lane, which is one call of the model, says each text to it as it comes, and gives
-LangChain the whole of it in one chunk later. Whether somebody listens is read off the call's handlers.
+(``chains.deltas``) asks the run for a shortcut, which is for one call of the model, says each text to it as it comes,
+and gives LangChain the whole of it in one chunk later. Whether somebody listens is read off the call's handlers.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from langchain_core.tracers import event_stream
 class Ear(Protocol):
     """Who hears what is said: a run."""
 
-    def hear(self, lane: "Lane", text: str) -> bool:
-        """A piece of the text of the lane's call. False: it must come the usual way."""
+    def hear(self, shortcut: "Shortcut", text: str) -> bool:
+        """A piece of the text of the shortcut's call. False: it must come the usual way."""
 
 
-class Lane:
-    """The lane of one call, by its id and, as events have it, ``run_id``. See ``chains.lane.Lane``.
+class Shortcut:
+    """The shortcut of one call, by its id and, as events have it, ``run_id``. See ``chains.shortcut.Shortcut``.
 
     ``spell`` is the run's between two pauses: a call that was made in another one is cut.
     """

@@ -5,7 +5,7 @@ what all the rest of a token costs, for text that most often nobody but the read
 from the reader of the provider's bytes (``chains.deltas``) to whoever shows it, a server's run. LangChain is given the
 same, as one chunk, when something else comes or the stream ends.
 
-A lane is asked for in an ``ainvoke``, where no code of a user's sees the chunks, and in calls of the models that
+A shortcut is asked for in an ``ainvoke``, where no code of a user's sees the chunks, and in calls of the models that
 ``chains.answering`` serves, where the run decides whether that matters. Who refuses a text gets this and all that
 follows the usual way.
 """
@@ -24,25 +24,25 @@ CONTROL = "__millrace"
 """The key in a config's ``configurable`` under which the server's run lies."""
 
 
-class Lane(Protocol):
+class Shortcut(Protocol):
     """A way for plain text past LangChain."""
 
     def say(self, text: str) -> bool:
         """Show the next piece of the answer. False: it, and all that follows, has to go the usual way."""
 
 
-class Lanes(Protocol):
-    """Who gives lanes: a run."""
+class Shortcuts(Protocol):
+    """Who gives shortcuts: a run."""
 
-    def lane(self, run_id: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> Lane | None:
-        """A lane for the model call of that id, which ``handlers`` listen to; ``None`` when one needs every chunk.
+    def shortcut(self, run_id: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> Shortcut | None:
+        """A shortcut for the model call of that id, which ``handlers`` listen to; ``None`` when one needs every chunk.
 
         ``message_id`` is the one that LangChain will give the answer. ``seen``: the caller reads it chunk by chunk.
         """
 
 
-lane_ahead: ContextVar[Lane | None] = ContextVar("millrace_lane", default=None)
-"""The lane of the call that is about to be made in this context."""
+shortcut_ahead: ContextVar[Shortcut | None] = ContextVar("millrace_shortcut", default=None)
+"""The shortcut of the call that is about to be made in this context."""
 
 
 class Caller(NamedTuple):
@@ -51,12 +51,12 @@ class Caller(NamedTuple):
     code: CodeType
     manager: AsyncCallbackManagerForLLMRun
 
-    def lane(self, lanes: Lanes | None) -> Lane | None:
-        """The call's lane, if there is anybody to give one."""
+    def shortcut(self, shortcuts: Shortcuts | None) -> Shortcut | None:
+        """The call's shortcut, if there is anybody to give one."""
         run_id = self.manager.run_id
-        if lanes is None:
+        if shortcuts is None:
             return None
-        return lanes.lane(run_id, f"lc_run--{run_id}", self.manager.handlers, seen=self.code is not AINVOKES)
+        return shortcuts.shortcut(run_id, f"lc_run--{run_id}", self.manager.handlers, seen=self.code is not AINVOKES)
 
 
 AINVOKES: CodeType | None = getattr(getattr(BaseChatModel, "_agenerate_with_cache", None), "__code__", None)
@@ -76,15 +76,15 @@ def caller(frame: FrameType | None) -> Caller | None:
     return None
 
 
-def lane_for(frame: FrameType) -> Lane | None:
-    """The lane of the call whose stream ``frame`` asks for: in our own models' context, else for an ``ainvoke``.
+def shortcut_for(frame: FrameType) -> Shortcut | None:
+    """The shortcut of the call whose stream ``frame`` asks for: in our own models' context, else for an ``ainvoke``.
 
     Between an ``ainvoke`` and here there is no code of others, and nobody but LangChain sees the chunks.
     """
-    lane = lane_ahead.get()
-    if lane is not None:
-        return lane
+    shortcut = shortcut_ahead.get()
+    if shortcut is not None:
+        return shortcut
     called = caller(frame)
     if called is None or called.code is not AINVOKES:
         return None
-    return called.lane(ensure_config().get("configurable", {}).get(CONTROL))
+    return called.shortcut(ensure_config().get("configurable", {}).get(CONTROL))
