@@ -13,6 +13,7 @@ import pytest
 from serving import Served, serving, settled
 
 from app.runs.prices import Price, load_prices
+from app.simulator.tokens import count
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
@@ -41,6 +42,16 @@ async def ran(url: str, said: str, agent: str = "chat", **headers: str) -> dict[
         await client.get(f"/runs/{started.json()['run_id']}/result", params={"wait": True})
         row: dict[str, Any] = (await client.get(f"/runs/{started.json()['run_id']}")).json()
     return row
+
+
+async def heard(client: httpx.AsyncClient, run_id: str, tokens: int) -> None:
+    """Read the run until it has said that many."""
+    said = ""
+    async with client.stream("GET", f"/runs/{run_id}/events") as answer:
+        async for line in answer.aiter_lines():
+            said += json.loads(line.removeprefix("data: ")).get("text", "") if line.startswith("data: ") else ""
+            if count(said) >= tokens:
+                return
 
 
 @pytest.mark.parametrize("days", ["0", "-1", "401", "1000000000000", "1.5", "many", ""])
@@ -80,8 +91,8 @@ async def test_cancelled_runs_are_told_apart_and_what_they_cost_is_what_was_sent
         for _ in range(3):  # so that it is known how long such answers become
             await ran(server.url, "[[tokens=60]] Hello.")
         async with httpx.AsyncClient(base_url=server.url, timeout=20) as client:
-            started = await client.post("/agents/chat/runs", json={"input": "[[tokens=2000]] Go on."})
-            await until(lambda: sum(one.tokens_sent for one in server.simulator.requests[3:]) > 20)
+            started = await client.post("/agents/chat/runs", json={"input": "[[tokens=2000&stall_after=40]] Go on."})
+            await heard(client, started.json()["run_id"], 40)
             row = (await client.post(f"/runs/{started.json()['run_id']}/cancel")).json()
         await settled(server, server.simulator, until)
         told = (await usage(server.url, 1))["total"]
