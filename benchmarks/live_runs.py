@@ -2,7 +2,7 @@
 
 Half as many, and all of them, each on a process that nothing else has used, whose memory is read before the first one
 and while they go; no run ends meanwhile. What a run takes is told twice: over the idle server, and as the difference
-between the two. LangServe stands beside it with the same graph.
+between the two. LangServe and langgraph-api stand beside it with the same graph, and bare ASGI without one.
 
     python benchmarks/live_runs.py [--runs 1000] [--seconds 15] [--quick] [--page docs/performance.md]
 """
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import harness
 from harness import told
 from load import Driven, drive
-from streams import ASSISTANT, LANGSERVE, OURS, PACE, Served
+from streams import ASSISTANT, FLOOR, LANGGRAPH, LANGSERVE, OURS, PACE, Served
 
 RAMP_S, SETTLE_S = 5.0, 5.0
 TOKENS = 1000
@@ -94,7 +94,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     runs, seconds = (40, 2.0) if options.quick else (options.runs, options.seconds)
-    served = (ASSISTANT, OURS, LANGSERVE)
+    served = (ASSISTANT, OURS, LANGSERVE, LANGGRAPH, FLOOR)
     measured = [measure(one, number, seconds) for one in served for number in (runs // 2, runs)]
     text = report(measured, seconds)
     if not options.quick:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import harness
 from harness import told
 from load import Driven, Moment, drive
-from streams import ASSISTANT, LANGSERVE, OURS, Served
+from streams import ASSISTANT, FLOOR, LANGGRAPH, LANGSERVE, OURS, Served
 
 STREAMS, PACE = 4, 250
 LENGTHS = (100, 1000, 10_000)
@@ -66,10 +66,11 @@ def report(measured: Sequence[Measured], pace: int) -> str:
         rows.append(
             [one.served.title, f"{one.tokens:,}", told(one.got.cpu_us), f"{one.got.cpu_us / short:.2f}", told(last)]
         )
-    ours = [one for one in measured if one.served == ASSISTANT]
+    ours = [one for one in measured if one.served == ASSISTANT][-1]
+    parts = tenths(ours.got.moments)
     line = (
-        f"**CPU a token in answers of {ours[-1].tokens:,} tokens: {ours[-1].got.cpu_us / ours[0].got.cpu_us:.2f} × "
-        f"that in answers of {ours[0].tokens:,}**"
+        f"**In answers of {ours.tokens:,} tokens, a token of the last tenth costs {told(parts[-1] / parts[0])} × what "
+        "one of the first does**"
     )
     what = (
         f"{STREAMS} streams at {pace} tokens/s, one answer after another. In a short answer each token bears more of "
@@ -85,7 +86,8 @@ def main() -> None:
     options = harness.options("What a token of a long answer costs.").parse_args()
     pace = 500 if options.quick else PACE
     lengths = (100, 1000) if options.quick else LENGTHS
-    measured = [measure(one, tokens, pace) for one in (ASSISTANT, OURS, LANGSERVE) for tokens in lengths]
+    served = (ASSISTANT, OURS, LANGSERVE, LANGGRAPH, FLOOR)
+    measured = [measure(one, tokens, pace) for one in served for tokens in lengths]
     text = report(measured, pace)
     if not options.quick:
         harness.write("long_answers", text, options.page)

@@ -15,7 +15,7 @@ import json
 import time
 from asyncio import Future
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, NamedTuple, cast
@@ -132,8 +132,15 @@ class Events:
         self._size = 0
         self._half = b""
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes) -> Iterable[bytes]:
         """The events that end in ``data``. Raises ``ValueError`` when one grows beyond ``MAX_EVENT``."""
+        ends = len(data) - 2
+        one = data[:6] == b"data: " and data.find(b"\n") == ends > 6 and data[ends:] == b"\n\n" and b"\r" not in data
+        if one and not self._pieces and not self._half:  # and nothing else: so it most often is
+            return (data[6:ends],)
+        return self._split(data)
+
+    def _split(self, data: bytes) -> Iterator[bytes]:
         if self._half or b"\r" in data:
             data = self._half + data
             self._half = b"\r" if data.endswith(b"\r") else b""  # of a CRLF, it may be

@@ -70,6 +70,9 @@ class QuickSyncCompletions(Completions):
         return self._client.post(_PATH, stream_cls=SyncDeltas, **_request(options))
 
 
+OF_ITS_TIMEOUT = 5
+"""While text goes past LangChain, ``stream_chunk_timeout`` may fire early by this part of it."""
+
 _PATH = "/chat/completions"
 
 
@@ -118,7 +121,7 @@ def _astream(stock: Callable[..., Any], used: WeakSet[Any]) -> Callable[..., Asy
             self.async_client = QuickCompletions(client)
         timeout_s = self.stream_chunk_timeout
         shortcut = shortcut_for(sys._getframe(1)) if _reads_as_ever(type(self)) else None  # noqa: SLF001
-        asks = Asked(shortcut, min(timeout_s / 10, 5) if timeout_s else None)
+        asks = Asked(shortcut, timeout_s / OF_ITS_TIMEOUT if timeout_s else None)
         return _aquick(stock(self, *args, **kwargs), asks)
 
     setattr(astream, _USED, used)
