@@ -29,7 +29,6 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_openai import ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
 from langsmith import tracing_context
-from openai._base_client import make_request_options
 from openai.resources.chat.completions import AsyncCompletions, Completions
 from pydantic import SecretStr
 
@@ -43,8 +42,8 @@ Deaf = Callable[[Sequence[object]], bool]
 
 _OPENAI = str(Path(openai.__file__).parent)
 
-PASSED_ON = ("extra_headers", "extra_query", "extra_body", "timeout")
-"""What the client's ``create`` takes that is no part of the request's body."""
+APART = {"extra_headers": "headers", "extra_query": "params", "extra_body": "extra_json", "timeout": "timeout"}
+"""What the client's ``create`` takes that is no part of the request's body, and what its ``post`` calls it."""
 
 _NAMES = frozenset(signature(AsyncCompletions.create).parameters) - {"self"}
 _PLAIN = (str, int, float, list, dict, type(None))
@@ -88,7 +87,7 @@ def _is_quick(create: Any, options: Mapping[str, Any]) -> bool:
         and asked.get() is not None
         and bool(options.get("stream"))
         and options.keys() <= _NAMES
-        and all(isinstance(value, _PLAIN) for name, value in options.items() if name not in PASSED_ON)
+        and all(isinstance(value, _PLAIN) for name, value in options.items() if name not in APART)
     )
 
 
@@ -97,10 +96,14 @@ def _request(options: Mapping[str, Any]) -> dict[str, Any]:
 
     In what LangChain has put together that is nothing, and it takes a quarter of the time until the request is sent.
     """
-    passed_on = {name: options[name] for name in PASSED_ON if name in options}
+    apart = {
+        known_as: options[name]
+        for name, known_as in APART.items()
+        if name in options and (options[name] is not None or name == "timeout")
+    }
     return {
-        "body": {name: value for name, value in options.items() if name not in PASSED_ON},
-        "options": make_request_options(**passed_on, security={"bearer_auth": True}),
+        "body": {name: value for name, value in options.items() if name not in APART},
+        "options": {**apart, "security": {"bearer_auth": True}},
         "cast_to": object,
         "stream": True,
     }
@@ -277,7 +280,8 @@ async def _tried(deaf: Deaf) -> _Trial:
     shortcuts, requests = _Listener(deaf), []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
-        requests.append((request.url, request.headers, orjson.loads(request.content)))
+        told = (request.url, request.headers, request.extensions["timeout"])
+        requests.append((*told, orjson.loads(request.content)))
         return _answer()
 
     provider = httpx2.MockTransport(answer)
@@ -291,7 +295,8 @@ async def _tried(deaf: Deaf) -> _Trial:
             async def ask(_: str) -> None:
                 answers.append(await model.ainvoke("?"))
 
-            request: Any = {"messages": _CONVERSATION, "tools": [_TOOL], "stop": ["."]}
+            apart = {"extra_headers": {"x-a": "1"}, "extra_query": {"a": "1"}, "extra_body": {"a": 1}, "timeout": 9.0}
+            request: Any = {"messages": _CONVERSATION, "tools": [_TOOL], "stop": ["."], **apart}
             chunks = [chunk async for chunk in model._astream(**request)]  # noqa: SLF001
             chunks.extend(model._stream(**request))  # noqa: SLF001
             config = RunnableConfig(configurable={CONTROL: shortcuts})
