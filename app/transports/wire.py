@@ -155,10 +155,19 @@ class Connection:
         with suppress(AttributeError, OSError, ValueError):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.abort()
-        # uvicorn (0.54, httptools) tells only the last request of a pipeline, and this may be an earlier one.
-        if getattr(self._cycle, "disconnected", None) is False and hasattr(self._cycle, "message_event"):
+        if self._unheard and hasattr(self._cycle, "message_event"):
             self._cycle.disconnected = True
             self._cycle.message_event.set()
+
+    @property
+    def _unheard(self) -> bool:
+        """Whether the request knows of no end: uvicorn (0.54, httptools) tells only the last one of a pipeline.
+
+        One that is answered is over. The server then closes the connection itself, if it does; dropped in that moment,
+        it would be reset, and the answer's last words might not arrive.
+        """
+        disconnected, complete = (getattr(self._cycle, name, None) for name in ("disconnected", "response_complete"))
+        return disconnected is False and complete is False
 
     def tune(self, options: list[tuple[int, int, int]]) -> None:
         """Set the options and marks, unless an earlier request has."""
@@ -171,7 +180,7 @@ class Connection:
 
     def look(self, now: float, send_timeout_s: float) -> str | None:
         """Why this connection should be dropped, if it should. ``now`` is the loop's time."""
-        if self._transport.is_closing():
+        if self._transport.is_closing() and self._unheard:
             return "it is closed"
         before, self._info = self._info, TcpInfo.of(self._sock)
         unsent = self._transport.get_write_buffer_size()

@@ -370,6 +370,21 @@ async def test_it_looks_only_while_something_is_being_served(until: Callable[[An
     two.close()
 
 
+def test_a_connection_that_the_server_closes_behind_its_answer_is_left_to_itself() -> None:
+    looks = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": b"hello"})
+        connection = connection_of(scope)
+        assert connection is not None
+        looks.append((connection._transport.is_closing(), connection.look(time.monotonic(), 10)))
+
+    with running(Wire(app), lifespan="off") as url:
+        assert httpx.get(url, headers={"Connection": "close"}).text == "hello"
+    assert looks == [(True, None)]  # dropped now, it would be reset, and its last words might not arrive
+
+
 # -- hung up ----------------------------------------------------------------------------------------------------------
 
 
