@@ -47,6 +47,11 @@ class _Holder:
         self.in_thread = in_thread
         self.open = True
 
+    def shut(self) -> None:
+        """The place is given back. The task is let go of: its context has this, and of a circle nothing would go."""
+        self.open = False
+        self.key = None
+
 
 _within: ContextVar[_Holder | None] = ContextVar("within", default=None)
 """The call that whatever happens in this context is part of, if it is still open. Tasks and threads inherit it."""
@@ -133,8 +138,8 @@ class Passage(AsyncCallbackHandler):
             holder.calls.discard(run_id)
             if holder.calls:
                 return
-            holder.open = False
             self._holders.pop(holder.key, None)
+            holder.shut()
         self._gate.leave(holder.place)
 
     def close(self) -> None:
@@ -262,8 +267,8 @@ class Passage(AsyncCallbackHandler):
         with self._lock:
             gone = [holder for holder in self._holders.values() if wanted(holder)]
             for holder in gone:
-                holder.open = False
                 del self._holders[holder.key]
+                holder.shut()
                 for run_id in holder.calls:
                     self._calls.pop(run_id, None)
         for holder in gone:

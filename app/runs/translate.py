@@ -77,21 +77,6 @@ class Translator:
         self._places: dict[str, Place] = {}
         self._root: str | None = None
         self._spoke = False
-        self._handlers: dict[str, Callable[[Raw, int], Iterator[Event]]] = {
-            "on_chat_model_stream": self._model_stream,
-            "on_llm_stream": self._model_stream,
-            "on_chat_model_start": self._model_start,
-            "on_llm_start": self._model_start,
-            "on_chat_model_end": self._model_end,
-            "on_llm_end": self._model_end,
-            "on_tool_start": self._tool_start,
-            "on_tool_end": self._tool_end,
-            "on_tool_error": self._tool_error,
-            "on_chain_start": self._chain_start,
-            "on_chain_stream": self._chain_stream,
-            "on_chain_end": self._chain_end,
-            "on_custom_event": self._custom,
-        }
 
     def feed(self, raw: Raw, ts: int) -> Iterator[Event]:
         """The events one raw event stands for, none or several. ``ts``: now, in milliseconds."""
@@ -101,8 +86,28 @@ class Translator:
             output = raw["data"].get("output")
             self.ended = True
             self.output = message_chunk_to_message(output) if isinstance(output, AIMessageChunk) else output
-        handler = self._handlers.get(raw["event"])
-        return handler(raw, ts) if handler is not None else iter(())
+        match raw["event"]:
+            case "on_chat_model_stream" | "on_llm_stream":
+                return self._model_stream(raw, ts)
+            case "on_chain_stream":
+                return self._chain_stream(raw, ts)
+            case "on_chain_start":
+                return self._chain_start(raw, ts)
+            case "on_chain_end":
+                return self._chain_end(raw, ts)
+            case "on_chat_model_start" | "on_llm_start":
+                return self._model_start(raw, ts)
+            case "on_chat_model_end" | "on_llm_end":
+                return self._model_end(raw, ts)
+            case "on_tool_start":
+                return self._tool_start(raw, ts)
+            case "on_tool_end":
+                return self._tool_end(raw, ts)
+            case "on_tool_error":
+                return self._tool_error(raw, ts)
+            case "on_custom_event":
+                return self._custom(raw, ts)
+        return iter(())
 
     def close(self, ts: int, why: str) -> Iterator[Event]:
         """End what is still open; ``why`` is told as the result of calls that will have none."""

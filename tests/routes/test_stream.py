@@ -489,17 +489,22 @@ def test_a_server_that_stops_closes_its_streams_once(
 
 
 @pytest.mark.parametrize("way", ["read out", "left"])
-async def test_a_stream_that_is_over_keeps_nothing_for_the_garbage_collector(way: str, eventually: Eventually) -> None:
+@pytest.mark.parametrize("agent", ["chat", "assistant"])
+async def test_a_run_that_is_over_keeps_nothing_for_the_garbage_collector(
+    agent: str, way: str, eventually: Eventually
+) -> None:
     with serving(run_retention_s=1) as server, collecting_off():
         async with httpx.AsyncClient(base_url=server.url, timeout=20) as client:
             body = {"input": "[[tokens=5]] hi" if way == "read out" else "[[tokens=2000&tokens_per_second=50]] hi"}
             headers = {"accept": "text/event-stream"}
-            async with client.stream("POST", "/agents/chat/runs", json=body, headers=headers) as stream:
-                log = weakref.ref(server.run(stream.headers["x-run-id"])._log)
+            async with client.stream("POST", f"/agents/{agent}/runs", json=body, headers=headers) as stream:
+                run = server.run(stream.headers["x-run-id"])
+                parts: list[Callable[[], object]] = [weakref.ref(run._log), weakref.ref(run._translator)]
+                del run
                 async for _ in stream.aiter_text():
                     if way == "left":
                         break
-        eventually(lambda: log() is None)
+        eventually(lambda: not any(part() for part in parts))
 
 
 @contextmanager

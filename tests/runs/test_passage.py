@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import uuid4
 
 import httpx2 as httpx
 import openai
@@ -21,8 +23,10 @@ from app.events.event import Error, RunFinished, RunQueued, Token
 from app.events.request import RunRequest
 from app.limits.gate import Gate
 from app.runs.executor import installed
+from app.runs.passage import Passage
 from app.runs.run import Run
 from app.runs.runner import Runner, Timing
+from app.runs.scope import Scope
 from chains.answering import serve
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
@@ -452,3 +456,22 @@ async def test_a_call_that_is_cancelled_from_within_gives_its_place_back(until: 
         go_on.set()
         await told(run)
     assert at_base(gate)
+
+
+async def test_a_call_that_is_over_leaves_its_task_to_no_collector(until: Until) -> None:
+    passage = Passage(Gate(1), "ann", Scope("cancel", 0, 60), lambda _: None, timeout_s=1)
+
+    async def call() -> None:
+        run_id = uuid4()
+        await passage.on_chat_model_start({}, [[]], run_id=run_id)
+        passage.leave(run_id)
+
+    gc.disable()
+    try:
+        task = asyncio.create_task(call())
+        gone = weakref.ref(task)
+        await task
+        del task
+        await until(lambda: gone() is None)
+    finally:
+        gc.enable()
