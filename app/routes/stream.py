@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-from app.eventlog.base import Entry
 from app.eventlog.subscriber import EndOfLog, LogAbandoned, Subscriber
 from app.events.event import Event
 from app.protocols.frame import Frame
@@ -41,11 +40,11 @@ class LogFrames:
         if not entries:
             return b""
         encode = self._encode
-
-        def make(taken: Sequence[Entry]) -> bytes:
-            return render([frame for one in taken for frame in encode(one.offset, one.event, one.data)])
-
-        return self._subscriber.share(entries, (encode, render), make)
+        return self._subscriber.share(
+            entries,
+            (encode, render),
+            lambda taken: render([frame for one in taken for frame in encode(one.offset, one.event, one.data)]),
+        )
 
     async def aclose(self) -> None:
         """Stop watching."""
