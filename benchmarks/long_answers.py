@@ -53,6 +53,14 @@ def tenths(moments: Sequence[Moment]) -> list[float]:
     ]
 
 
+def growth(one: Measured) -> float:
+    """What a token of the last tenth cost, over one of the first; told of the longest answers alone."""
+    if one.tokens != LENGTHS[-1]:
+        return float("nan")
+    parts = tenths(one.got.moments)
+    return parts[-1] / parts[0]
+
+
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -61,16 +69,12 @@ def report(measured: Sequence[Measured], pace: int) -> str:
     rows = []
     for one in measured:
         short = next(other for other in measured if other.served == one.served).got.cpu_us
-        parts = tenths(one.got.moments)
-        last = parts[-1] / parts[0] if one.tokens == LENGTHS[-1] else float("nan")
-        rows.append(
-            [one.served.title, f"{one.tokens:,}", told(one.got.cpu_us), f"{one.got.cpu_us / short:.2f}", told(last)]
-        )
+        figures = [told(one.got.cpu_us), f"{one.got.cpu_us / short:.2f}", told(growth(one))]
+        rows.append([one.served.title, f"{one.tokens:,}", *figures])
     ours = [one for one in measured if one.served == ASSISTANT][-1]
-    parts = tenths(ours.got.moments)
     line = (
-        f"**In answers of {ours.tokens:,} tokens, a token of the last tenth costs {told(parts[-1] / parts[0])} × what "
-        "one of the first does**"
+        f"**In answers of {ours.tokens:,} tokens, a token of the last tenth costs {told(growth(ours))} × what one of "
+        "the first does**"
     )
     what = (
         f"{STREAMS} streams at {pace} tokens/s, one answer after another. In a short answer each token bears more of "

@@ -22,7 +22,7 @@ from langchain_openai import ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
 from openai import APIConnectionError, APIError, DefaultAsyncHttpxClient
 from openai.types.chat import ChatCompletionChunk
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from chains.deltas import MAX_CHUNKS, MAX_EVENT, Answer, Asked, Events, _Inlet, plain_text
 from chains.quick import quick_deltas
@@ -301,6 +301,21 @@ async def test_a_class_that_finds_more_in_a_chunk_is_given_every_one() -> None:
         answer = await answer_of(model, listener)
     assert answer.content == "<Once>< upon>"
     assert not listener.asked
+
+
+async def test_what_the_client_does_not_know_it_refuses_as_ever() -> None:
+    async with provider(STREAMS["text"]) as url, quick_deltas(), model_of(url, streaming=True) as model:
+        with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+            await model.ainvoke("?", colour="red")
+
+
+async def test_what_is_not_plain_the_client_makes_plain_as_ever() -> None:
+    class Prediction(BaseModel):
+        type: str = "content"
+        content: str = "Once upon"
+
+    async with provider(STREAMS["text"]) as url, quick_deltas(), model_of(url, streaming=True) as model:
+        assert (await model.ainvoke("?", prediction=Prediction())).content == "Once upon"
 
 
 async def test_a_cache_of_the_users_knows_nothing_of_the_trial() -> None:
