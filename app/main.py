@@ -39,6 +39,7 @@ from app.routes.health import health_routes
 from app.routes.keys import Keys, parse_keys
 from app.routes.langserve import langserve_routes
 from app.routes.metrics import metrics_routes
+from app.routes.page import page_routes
 from app.routes.runs import run_routes
 from app.routes.session import session_routes
 from app.routes.usage import usage_routes
@@ -159,6 +160,7 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
     app.include_router(metrics_routes(metrics))
     app.include_router(langserve_routes(runner, heartbeat_s=settings.heartbeat_s))
     app.include_router(session_routes(keys))
+    app.include_router(page_routes())
     return app
 
 

@@ -28,6 +28,9 @@ COOKIE = "millrace_session"
 OPEN_PATHS = frozenset(("/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/health/live", "/health/ready"))
 """What needs no key: nothing of any user's is there. What the agents are called and take stands in the OpenAPI."""
 
+PAGE = "/web/"
+"""The files of the page at ``/``, which need none either: it is the page that asks for the key."""
+
 METRICS = "/metrics"
 """Needs none on this machine, where the scraper often is."""
 
@@ -139,7 +142,9 @@ def _needs_no_key(scope: Scope, headers: Headers, *, here: bool) -> bool:
     path = scope["path"].removeprefix(scope.get("root_path", ""))  # as the router sees it
     if path == METRICS:  # with one of the headers, it is a proxy that is here
         return here and "x-forwarded-for" not in headers and "forwarded" not in headers
-    return path in OPEN_PATHS or (path == "/session" and scope["method"] == "DELETE")  # with whatever cookie
+    return (
+        path in OPEN_PATHS or path.startswith(PAGE) or (path == "/session" and scope["method"] == "DELETE")
+    )  # with whatever cookie
 
 
 def _by_key(keys: Keys, scope: Scope, headers: Headers) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from fastapi import APIRouter
-from starlette.responses import JSONResponse, RedirectResponse
+from starlette.responses import JSONResponse
 
 
 def health_routes(ready: Callable[[], bool]) -> APIRouter:
@@ -19,9 +19,5 @@ def health_routes(ready: Callable[[], bool]) -> APIRouter:
     async def is_ready() -> JSONResponse:
         """New runs are taken."""
         return JSONResponse({"status": "ready"}) if ready() else JSONResponse({"status": "draining"}, 503)
-
-    @router.get("/", include_in_schema=False)
-    async def index() -> RedirectResponse:
-        return RedirectResponse("/docs")
 
     return router

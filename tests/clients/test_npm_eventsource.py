@@ -6,26 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine import missing, program
+from node import LOCK, node, packages
 from story import Eventually, Seen, Story, telling
 
 HERE = Path(__file__).parent
-LOCK = HERE / "package-lock.json"
-INSTALLED = HERE / "node_modules" / ".package-lock.json"
-OLDEST = 18
 
 
 @pytest.fixture(scope="module")
-def node() -> str:
-    """Node with the pinned package beside these tests; it is fetched when the lock is newer than what is there."""
-    path, npm = program("node", package="nodejs"), program("npm", package="npm")
-    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    if int(version.removeprefix("v").partition(".")[0]) < OLDEST:
-        missing(f"Node {version} on this machine: install {OLDEST} or newer (the Debian package 'nodejs')")
-    if not INSTALLED.exists() or INSTALLED.stat().st_mtime < LOCK.stat().st_mtime:
-        got = subprocess.run([npm, "ci", "--ignore-scripts"], cwd=HERE, capture_output=True, text=True, check=False)
-        if got.returncode:
-            missing(f"npm could not fetch the package 'eventsource': {got.stderr[-500:]}")
+def runs() -> str:
+    """Node, with the pinned package beside these tests."""
+    path = node()
+    packages()
     return path
 
 
@@ -42,9 +33,9 @@ def test_the_lock_names_no_registry() -> None:
 
 
 def test_a_reader_whose_line_breaks_five_times_has_every_event_once_and_stops_by_itself(
-    node: str, story: Story, eventually: Eventually
+    runs: str, story: Story, eventually: Eventually
 ) -> None:
-    with subprocess.Popen([node, HERE / "eventsource.mjs", story.url], stdout=subprocess.PIPE, text=True) as reader:
+    with subprocess.Popen([runs, HERE / "eventsource.mjs", story.url], stdout=subprocess.PIPE, text=True) as reader:
         try:
             story.tell(eventually)
             printed, _ = reader.communicate(timeout=30)

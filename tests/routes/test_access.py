@@ -192,7 +192,7 @@ def test_a_url_with_a_heap_of_parameters_is_refused_before_they_are_looked_at(ke
 
 
 def test_what_is_nobodys_needs_no_key(keyed: Served) -> None:
-    for path in ("/", "/docs", "/openapi.json", "/health/live", "/health/ready"):
+    for path in ("/", "/web/main.js", "/docs", "/openapi.json", "/health/live", "/health/ready"):
         assert ask(keyed, path=path).status_code < 400
     for path in ("/agents", "/runs", "/usage", "/ws", "/no-such-page", "/agents/chat/playground/", "/docs/", "/DOCS"):
         refusal(ask(keyed, path=path), 401)
