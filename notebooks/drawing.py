@@ -1,10 +1,11 @@
-"""The two pictures of the notebooks: a graph as it was built, and a run as it went.
+"""The pictures that notebooks share: a graph as it was built, a run as it went, and the sheet that others are drawn on.
 
 ``draw_graph`` lays out what LangGraph knows of a compiled graph, and needs no network for it, unlike LangGraph's own
 ``draw_mermaid_png``. ``draw_lanes`` puts the events of one run on a clock, whatever graph made them: they are taken
-as ``docs/events.md`` has them, each a dict of its data with its type as ``"event"``.
+as ``docs/events.md`` has them, each a dict of its data with its type as ``"event"``. ``sheet`` and ``note`` are for
+what only one notebook has to show.
 
-Both return a figure that nothing else holds: it is shown where it is the last line of a cell, and nowhere twice.
+All figures are ones that nothing else holds: shown where they are the last line of a cell, and nowhere twice.
 """
 
 from collections import defaultdict
@@ -30,6 +31,26 @@ class Drawable(Protocol):
 
     def get_graph(self) -> Any:
         """A ``langchain_core.runnables.graph.Graph``."""
+
+
+# -- a sheet ----------------------------------------------------------------------------------------------------------
+
+
+def sheet(title: str, xlabel: str, height: float) -> tuple[Figure, Axes]:
+    """An empty picture, as wide as all of them and ``height`` inches high."""
+    figure, axes = plt.subplots(figsize=(11, height), layout="constrained", facecolor=PAPER)
+    plt.close(figure)
+    axes.set_title(title, loc="left", weight="bold", color=INK, pad=10)
+    axes.set_xlabel(xlabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def note(axes: Axes, text: str, x: float, y: float, shift: tuple[int, int] = (6, 0), **style: Any) -> None:
+    """A word beside a place in a picture, ``shift`` points away from it, on paper of its own."""
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}
+    style = {"va": "center", "color": INK, "size": "small", "zorder": 4, "bbox": box, **style}
+    axes.annotate(text, (x, y), shift, textcoords="offset points", **style)
 
 
 # -- a graph ----------------------------------------------------------------------------------------------------------
@@ -142,20 +163,18 @@ def draw_lanes(events: Sequence[Event], title: str = "") -> Figure:
     """One lane for each node and each tool call of a run, over its seconds; subgraphs below what holds them."""
     run = _Run(events)
     lanes = run.lanes()
-    figure, axes = plt.subplots(figsize=(11, 0.46 * len(lanes) + 1.9), layout="constrained")
-    plt.close(figure)
+    figure, axes = sheet(title, "seconds since the run began", height=0.46 * len(lanes) + 1.9)
     for at, lane in enumerate(lanes):
         (_draw_call if lane.is_call else _draw_node)(axes, at, lane, run)
     if tokens := [run.second(event) for event in events if event["event"] == "token"]:
         axes.axvline(tokens[0], color=INK, linestyle="--", linewidth=1, zorder=1)
-        _note(axes, f"first token after {tokens[0]:.2f} s", tokens[0], -0.5, shift=(6, 4), va="bottom", color=INK)
+        note(axes, f"first token after {tokens[0]:.2f} s", tokens[0], -0.5, shift=(6, 4), va="bottom")
     axes.set_yticks(range(len(lanes)), [run.label(lane) for lane in lanes])
     for lane, label in zip(lanes, axes.get_yticklabels(), strict=True):
         label.set(color=INK, weight="normal" if lane.is_call else "bold")
-    axes.set(xlim=(0, 1.02 * run.end), ylim=(len(lanes) - 0.5, -0.9), xlabel="seconds since the run began")
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set(xlim=(0, 1.02 * run.end), ylim=(len(lanes) - 0.5, -0.9))
+    axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(title, loc="left", weight="bold", color=INK, pad=10)
     figure.legend(handles=list(_legend(run)), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
@@ -255,7 +274,7 @@ def _draw_call(axes: Axes, at: int, lane: Lane, run: _Run) -> None:
     axes.plot(progress, [at] * len(progress), "D", color=PAPER, markeredgecolor=RUNNING, zorder=5)
     if finished:
         axes.plot(ended, at, "X" if failed else "o", color=color, markersize=9, markeredgecolor=PAPER, zorder=5)
-        _note(axes, _ending(call, ran=bool(started)), ended, at, shift=(9, 0), va="center", color=color)
+        note(axes, _ending(call, ran=bool(started)), ended, at, shift=(9, 0), color=color)
 
 
 def _ending(call: Event, *, ran: bool) -> str:
@@ -264,11 +283,6 @@ def _ending(call: Event, *, ran: bool) -> str:
     ms = call["duration_ms"]
     took = f"{ms / 1000:.1f} s" if ms >= 1000 else f"{ms or '< 1'} ms"
     return f"failed after {took}" if call["status"] == "error" else took
-
-
-def _note(axes: Axes, text: str, x: float, y: float, shift: tuple[int, int], **style: Any) -> None:
-    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}
-    axes.annotate(text, (x, y), shift, textcoords="offset points", size="small", bbox=box, zorder=4, **style)
 
 
 def _legend(run: _Run) -> Iterator[Patch | Line2D]:

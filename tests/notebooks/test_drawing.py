@@ -1,4 +1,4 @@
-"""The pictures of the notebooks show what there is: each node, each choice, each call and how it ended."""
+"""The pictures that notebooks share show what there is: each node, each choice, each call and how it ended."""
 
 import importlib.util
 import sys
@@ -59,6 +59,14 @@ def finished(call_id: str, status: str = "ok", ms: int = 100) -> tuple[str, dict
 
 def said(state: MessagesState) -> dict[str, Any]:
     return {}
+
+
+def test_a_sheet_has_its_title_and_its_notes_and_is_shown_by_nobody_but_who_asked_for_it(drawing: Any) -> None:
+    figure, axes = drawing.sheet("what was found", "seconds", height=2)
+    drawing.note(axes, "here", 1, 2)
+    assert texts(figure) == ["here"]
+    assert (axes.get_title(loc="left"), axes.get_xlabel()) == ("what was found", "seconds")
+    assert drawing.plt.get_fignums() == []
 
 
 def test_a_graph_has_a_box_for_each_node_and_its_choices_are_dashed(drawing: Any) -> None:

@@ -6,6 +6,7 @@ environment; that of the tests is left as it is.
 """
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -26,6 +27,11 @@ def read(path: Path) -> nbformat.NotebookNode:
     notebook: nbformat.NotebookNode = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     nbformat.validate(notebook)
     return notebook
+
+
+def prose(path: Path) -> str:
+    """What stands between the cells of code."""
+    return "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
 
 
 def kernel(folder: Path) -> AsyncKernelManager:
@@ -70,5 +76,9 @@ def test_a_notebook_is_committed_valid_and_without_the_traces_of_a_run(path: Pat
         assert cell.execution_count is None, f"cell {cell.id} has been counted: clear the outputs before the commit"
 
 
-def test_there_are_notebooks_to_test() -> None:
-    assert list(NOTEBOOKS.glob("*.ipynb"))
+def test_the_notebooks_are_a_course_in_which_each_leads_to_the_next_and_back() -> None:
+    paths = sorted(NOTEBOOKS.glob("*.ipynb"))
+    assert len(paths) > 1
+    for one, following in pairwise(paths):
+        assert f"({following.name})" in prose(one)
+        assert f"({one.name})" in prose(following)
