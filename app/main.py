@@ -132,6 +132,7 @@ def create_app(settings: Settings | None = None, agents: Mapping[str, Runnable[A
     app = _App(
         send_timeout_s=settings.send_timeout_s,
         title="Millrace",
+        redoc_url=None,  # `/docs` shows the same
         version=version("millrace"),
         summary="Serves LangGraph agents as streams that survive production.",
         lifespan=_lifespan(settings, runner, simulator, client, spans),

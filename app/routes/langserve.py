@@ -64,6 +64,8 @@ def langserve_routes(runner: Runner, *, heartbeat_s: float = 5.0) -> APIRouter:
             config_keys=("configurable",) if agent.configurable else (),
             per_req_config_modifier=_with_run_id,
             serializer=WireSerializer(),
+            # LangSmith's, which is not set up. (LangServe knows the name, its annotation does not.)
+            disabled_endpoints=("token_feedback",),  # type: ignore[arg-type]
         )
     return router
 

@@ -38,7 +38,7 @@ class ProviderDropped(Exception):
 
 
 class Failure(NamedTuple):
-    """The fields of an ``error`` event; see CONTRIBUTING for the list of codes."""
+    """The fields of an ``error`` event; see docs/reference.md for the list of codes."""
 
     code: str
     message: str
