@@ -24,6 +24,9 @@ targets        finds the user's own graphs: NAME=MODULE:ATTR and langgraph.json
 tomlfile       files that an operator writes, whose mistakes are told with their line
 main           create_app: the composition root, the only place that joins ``chains/`` to ``app/``
 remote         the commands that speak to a running server
+terminal       ``millrace chat``: an agent in the terminal
+doctor         ``millrace doctor``: where on its way a stream is held up
+web            the page at ``/``: what a person looks at (no Python)
 cli            the command ``millrace``
 =============  ========================================================================================
 

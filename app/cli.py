@@ -1,4 +1,4 @@
-"""The command ``millrace``: serve, see the settings, and see and end what runs (``remote``).
+"""The command ``millrace``: serve; see the settings and the runs, end one; talk to an agent; look for faults.
 
 ``serve`` puts what was said on the command line into the environment and lets uvicorn call ``create_app``, so that
 a server started by hand, by uvicorn and by several workers is the same server.
@@ -23,6 +23,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from app import remote
+from app.doctor.command import doctor
 from app.limits.policy import PolicyError
 from app.main import create_app
 from app.routes.access import names_loopback
@@ -31,6 +32,7 @@ from app.runs.prices import PricesError
 from app.settings import SIMULATED, Settings
 from app.targets import TargetError
 from app.telemetry.logs import configure
+from app.terminal import chat
 from app.transports.peer import is_loopback
 
 cli = typer.Typer(
@@ -106,7 +108,7 @@ def serve(
     if settings.log_format == "json":
         logging.getLogger("millrace").info(said)  # nothing but objects on stderr
     else:
-        Console(stderr=True).print(said, highlight=False)
+        Console(stderr=True, soft_wrap=True).print(said, highlight=False)
     options: dict[str, Any] = {
         "host": host,
         "port": port,
@@ -199,6 +201,8 @@ def settings() -> None:
     Console(highlight=False).print(table)
 
 
+cli.command()(chat)
+cli.command()(doctor)
 cli.command()(remote.runs)
 cli.command()(remote.cancel)
 

@@ -1,16 +1,19 @@
-"""The commands that speak to a running server: ``millrace runs`` and ``millrace cancel``.
+"""The commands that speak to a running server: ``millrace runs`` and ``millrace cancel``, and how every such one does.
 
 They use the routes that everybody may use, and see what their caller may see. The key is read from the environment
 alone: a command line is there for all to read. What goes wrong is one line that says what to do, and exit code 1.
+Nothing that a server says can drive the terminal.
 """
 
 import json
+import math
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Annotated, NoReturn, TypedDict, TypeVar, cast
+from typing import Annotated, Any, NoReturn, TypedDict, TypeVar, cast
 from urllib.parse import quote
 
 import httpx
@@ -60,6 +63,9 @@ WHOLE, SHORT, WIDE = 36, 8, 120
 
 STYLES = {"running": "green", "paused": "yellow", "failed": "red", "timed_out": "red", "cancelled": "yellow"}
 
+_DRIVING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Controls, C1 among them, what turns the direction of writing, and halves of characters, which cannot be written."""
+
 Url = Annotated[str, typer.Option(envvar="MILLRACE_URL", help="Where the server is.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for scripts.")]
 
@@ -74,8 +80,8 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """What is running, and what was of late. The key is MILLRACE_API_KEY, where the server wants one."""
-    with _asking(url) as server:
-        rows = _runs(server)
+    with asking(url) as server:
+        rows = list_runs(server)
     over = [row for row in rows if _over(row)]
     shown = rows if everything else [row for row in rows if not _over(row)] + over[:LATEST]
     if as_json:
@@ -95,9 +101,9 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """End a run now, whoever reads it. The key is MILLRACE_API_KEY, where the server wants one."""
-    with _asking(url) as server:
-        found = _found(server, run)
-        row = _answer(server.post(f"/runs/{found['run_id']}/cancel"), Row)
+    with asking(url) as server:
+        found = find_run(server, run)
+        row = answer(server.post(f"/runs/{found['run_id']}/cancel"), Row)
     if as_json:
         typer.echo(json.dumps(row))
     elif _over(found):
@@ -112,47 +118,64 @@ def cancel(
 
 
 @contextmanager
-def _asking(url: str) -> Iterator[httpx.Client]:
+def asking(url: str) -> Iterator[httpx.Client]:
+    """A client of the server, with the key of the environment. What goes wrong inside ends the command, in words."""
     key = os.environ.get("MILLRACE_API_KEY", "").strip()
     if not key.isascii() or not key.isprintable() or " " in key:
-        _fail("MILLRACE_API_KEY is no key: one is printable ASCII without spaces")
+        fail("MILLRACE_API_KEY is no key: one is printable ASCII without spaces")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S) as client:
+        with refusing(url), httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S) as client:
             yield client
     except Refusal as refusal:
-        _fail(str(refusal))
-    except (httpx.UnsupportedProtocol, httpx.InvalidURL):
-        _fail(f"{url!r} is no address of a server; it looks like http://127.0.0.1:8000")
-    except httpx.TimeoutException:
-        _fail(f"the server at {url} does not answer within {TIMEOUT_S:g} s")
-    except httpx.TransportError as error:
-        _fail(f"no server answers at {url} ({error}): start one with `millrace serve`, or name it by --url")
+        fail(str(refusal))
 
 
-def _runs(server: httpx.Client) -> list[Row]:
-    return _answer(server.get("/runs"), Rows)["runs"]
-
-
-def _answer(answer: httpx.Response, kind: type[T]) -> T:
-    """The body as it is, once it is known to be what Millrace would say."""
+@contextmanager
+def refusing(url: str) -> Iterator[None]:
+    """Raises ``Refusal`` where the server at ``url`` cannot be reached."""
     try:
-        body = answer.json()
-        if answer.is_error:
-            hint = "" if answer.status_code != UNAUTHORIZED or answer.request.headers.get("authorization") else KEY_HINT
-            raise Refusal(body["error"]["message"] + hint)
+        yield
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL):
+        raise Refusal(f"{url!r} is no address of a server; it looks like http://127.0.0.1:8000") from None
+    except httpx.TimeoutException:
+        raise Refusal(f"the server at {url} does not answer within {TIMEOUT_S:g} s") from None
+    except httpx.TransportError as error:
+        start = "start one with `millrace serve`, or name it by --url"
+        raise Refusal(f"no server answers at {url} ({error}): {start}") from None
+
+
+def answer(response: httpx.Response, kind: type[T]) -> T:
+    """The body as it is, once it is known to be what Millrace would say. Raises ``Refusal``, in the server's words."""
+    try:
+        body = response.json()
+        if response.is_error:
+            raise Refusal(_refusal(response, body["error"]))
         msgspec.convert(body, kind)
         return cast("T", body)
     except (ValueError, LookupError, TypeError):
-        origin = answer.url.copy_with(path="/")
-        raise Refusal(f"what answers at {origin} is no Millrace server (status {answer.status_code})") from None
+        origin = response.url.copy_with(path="/", query=None)
+        raise Refusal(f"what answers at {origin} is no Millrace server (status {response.status_code})") from None
 
 
-def _found(server: httpx.Client, wanted: str) -> Row:
-    """The run whose id is, or begins with, ``wanted``."""
+def _refusal(response: httpx.Response, error: dict[str, Any]) -> str:
+    said = msgspec.convert(error["message"], str)
+    if response.status_code == UNAUTHORIZED and "authorization" not in response.request.headers:
+        return said + KEY_HINT
+    wait_ms = error.get("retry_after_ms")
+    return said if wait_ms is None else f"{said} (try again in {math.ceil(wait_ms / 1000)} s)"
+
+
+def list_runs(server: httpx.Client) -> list[Row]:
+    """The caller's runs, newest first. Raises ``Refusal``."""
+    return answer(server.get("/runs"), Rows)["runs"]
+
+
+def find_run(server: httpx.Client, wanted: str) -> Row:
+    """The run whose id is, or begins with, ``wanted``. Raises ``Refusal``."""
     if len(wanted) == WHOLE:  # it may be older than what the server lists
-        return _answer(server.get(f"/runs/{quote(wanted, safe='')}"), Row)
-    found = [row for row in _runs(server) if wanted and row["run_id"].startswith(wanted)]
+        return answer(server.get(f"/runs/{quote(wanted, safe='')}"), Row)
+    found = [row for row in list_runs(server) if wanted and row["run_id"].startswith(wanted)]
     if not found:
         raise Refusal(f"there is no run {wanted!r}; `millrace runs --all` lists those that are known")
     if len(found) > 1:
@@ -160,9 +183,15 @@ def _found(server: httpx.Client, wanted: str) -> Row:
     return found[0]
 
 
-def _fail(message: str) -> NoReturn:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"millrace: {message}", markup=False)
+def fail(message: str) -> NoReturn:
+    """Say it on stderr, and end with exit code 1."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"millrace: {harmless(message)}", markup=False)
     raise typer.Exit(1)
+
+
+def harmless(text: str) -> str:
+    """The text without what drives a terminal: a sign stands for each such character. Lines and tabs stay."""
+    return _DRIVING.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r", "")) if _DRIVING.search(text) else text
 
 
 # The table
@@ -173,12 +202,12 @@ def _table(rows: Sequence[Row], *, whole_ids: bool) -> Table:
     for row in rows:
         table.add_row(
             row["run_id"] if whole_ids else _short(row["run_id"], rows),
-            Text(row["agent"]),
-            Text(row["status"], STYLES.get(row["status"], "")),
+            Text(harmless(row["agent"])),
+            Text(harmless(row["status"]), STYLES.get(row["status"], "")),
             _started(row),
             _lasted(row),
             _tokens(row),
-            Text("".join(letter if letter.isprintable() else "�" for letter in row["thread_id"] or "–")),
+            Text(harmless(row["thread_id"] or "–")),
         )
     for column in table.columns[:-1]:
         column.no_wrap = True

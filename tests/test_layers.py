@@ -16,6 +16,8 @@ HOUSE: dict[str, set[str]] = {
     "app.targets": {"app.errors"},
     "app.tomlfile": set(),
     "app.remote": set(),
+    "app.terminal": {"app.remote"},
+    "app.doctor": {"app.remote"},
     "app.events": {"app.errors"},
     "app.eventlog": {"app.events", "app.errors", "app.telemetry"},
     "app.limits": {"app.events", "app.errors", "app.telemetry", "app.tomlfile"},
