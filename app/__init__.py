@@ -11,7 +11,7 @@ The rooms, in the order the data passes through them::
 
 =============  ========================================================================================
 errors         the tree of errors: code, HTTP status, retryable
-settings       every knob, typed, the unit in its name; read by main and cli alone
+settings       every knob, typed, the unit in its name; read by main and serve alone
 events         what can happen in a run and in which order: frozen payloads, the legal order, one codec
 eventlog       keeps each run's events in order and hands them to any number of readers
 limits         who may start, how fast, how much: the door of every start, the gate of every model call
@@ -27,6 +27,7 @@ remote         the commands that speak to a running server
 terminal       ``millrace chat``: an agent in the terminal
 doctor         ``millrace doctor``: where on its way a stream is held up
 web            the page at ``/``: what a person looks at (no Python)
+serve          ``millrace serve``: uvicorn, one process or several
 cli            the command ``millrace``
 =============  ========================================================================================
 
@@ -34,7 +35,7 @@ Beside it stand ``chains/`` (the built-in agents; they know ``tools/`` and nothi
 (one tool a file; they know neither). Who may import whom is law, kept by ``tests/test_layers.py``::
 
     errors < events < eventlog, limits < runs;  errors < events < protocols < transports;
-    all of these < routes < main < cli
+    all of these < routes < main < serve < cli
 """
 
 import importlib.util

@@ -352,7 +352,8 @@ def commands() -> Iterator[str]:
     """Every command of ``millrace``, with what it takes."""
     yield "## Commands\n"
     group: Any = typer.main.get_command(cli)
-    for name, command in group.commands.items():
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
         yield f"### `millrace {name}`\n"
         yield prose(command.help) + "\n"
         if rows := [parameter(one) for one in command.params]:
