@@ -11,6 +11,7 @@ The exit status is 1 when anything is not as it was, the memory apart.
 """
 
 import asyncio
+import itertools
 import statistics
 import sys
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import endings
+import guests
 import harness
 from endings import ENDINGS, LONG, Base, Bench
 from harness import told
@@ -30,6 +32,9 @@ WARM_UP = 1 / 6
 EVERY_S = 5.0
 SLOWLY = "[[tokens=100&tokens_per_second=10]] go on"
 """Instead of the answers that ``endings.py`` has, which are over soon: here runs are to be live."""
+
+SYNC_THREADS, FILLS = 64, 10
+"""As many as the server has by default, and how often each is taken before it is measured."""
 
 FOR_EVER = sys.maxsize
 MIXED = tuple(one._replace(text=SLOWLY) if one.text == LONG else one for one in ENDINGS)
@@ -66,8 +71,17 @@ def slope(samples: Sequence[Sample]) -> float:
     return statistics.linear_regression(minutes, sizes).slope if len(set(minutes)) > 1 else float("nan")
 
 
+async def _fill(bench: Bench) -> None:
+    """Have every thread for synchronous nodes started and used: each has a heap of its own, which it keeps."""
+    body = {"input": guests.message("[[tokens=50&tokens_per_second=50]] hello")}
+    for _ in range(FILLS):
+        users = itertools.islice(itertools.cycle(bench.users), SYNC_THREADS)
+        await asyncio.gather(*(guests.ask(user, "POST", "/agents/blocking/invoke", body) for user in users))
+
+
 async def soak(bench: Bench, minutes: float) -> Soaked:
     """Keep the guests coming for so long."""
+    await _fill(bench)
     await bench.end(endings.WARM_UP // 4, lambda _: None)
     before = await bench.base()
     bench.done.clear()

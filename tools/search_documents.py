@@ -1,8 +1,8 @@
 """Full-text search over a folder of documents, with nothing but SQLite's FTS5.
 
-The index lives in memory. It is built at the first search; each later one compares the folder with it (names,
-times, sizes) and reads again only what changed. Files, bytes and directory entries are bounded: what lies past a
-bound is left out.
+The index lives in memory. It is built at the first search, which tells how far it is; each later one compares the
+folder with it (names, times, sizes) and reads again only what changed. Files, bytes and directory entries are
+bounded: what lies past a bound is left out.
 
 It never leaves the folder: symbolic links are not followed, hidden names not entered, and paths are told relative
 to it. Words to search for are quoted one by one: none of them is ever read as FTS5 syntax.
@@ -16,11 +16,12 @@ import stat
 import threading
 import unicodedata
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from langchain_core.callbacks import dispatch_custom_event
 from langchain_core.tools import BaseTool, ToolException, tool
 
 SUFFIXES: Final = frozenset((".md", ".markdown", ".rst", ".txt"))
@@ -29,6 +30,7 @@ MAX_TERMS: Final = 32
 MAX_PASSAGES: Final = 5
 MAX_LISTED: Final = 20
 PASSAGE_CHARS: Final = 1200
+TOLD_EVERY: Final = 50  # files that are read
 MAX_TITLE: Final = 100
 MAX_DEPTH: Final = 32
 TRAIL: Final = " › "
@@ -60,7 +62,7 @@ def build_search_documents(
         Args:
             query: The words to look for, for example "resume after a disconnect". Few and telling ones find most.
         """
-        return index.search(query)
+        return index.search(query, lambda done, of: dispatch_custom_event("reading", {"files": done, "of": of}))
 
     search_documents.metadata = {"label": "Searching the documents…"}
     return search_documents
@@ -101,12 +103,15 @@ class Index:
         self._left_out = 0
         self._database: sqlite3.Connection | None = None
 
-    def search(self, query: str) -> str:
-        """The best passages for ``query`` as text, or what there is to search when none fits."""
+    def search(self, query: str, reading: Callable[[int, int], object]) -> str:
+        """The best passages for ``query`` as text, or what there is to search when none fits.
+
+        Where many files must be read first, ``reading`` is told how many of how many have been, every now and then.
+        """
         expression = match_expression(query)
         with self._lock:
             database = self._opened()
-            self._refresh(database)
+            self._refresh(database, reading)
             hits = database.execute(SEARCH, (expression, MAX_PASSAGES)).fetchall()
             if hits:
                 return "\n\n".join(f"{where}\n{snippet}" for where, snippet in hits)
@@ -118,7 +123,7 @@ class Index:
             weakref.finalize(self, self._database.close)
         return self._database
 
-    def _refresh(self, database: sqlite3.Connection) -> None:
+    def _refresh(self, database: sqlite3.Connection, reading: Callable[[int, int], object]) -> None:
         """Read again what changed; all of it or, when something fails, none."""
         found, self._left_out = self._scan()
         changed = [path for path, stamp in found.items() if self._read.get(path) != stamp]
@@ -128,7 +133,9 @@ class Index:
                 # One pass over the table, however many there are: FTS5 keeps no index of the paths.
                 database.create_function("outdated", 1, outdated.__contains__)
                 database.execute("DELETE FROM passages WHERE outdated(path)")
-            for path in changed:
+            for done, path in enumerate(changed):
+                if done and done % TOLD_EVERY == 0:
+                    reading(done, len(changed))
                 text = read_text(self._folder / path, self._bounds.file_bytes)
                 rows = ((path, heading, body) for heading, body in passages(text))
                 database.executemany("INSERT INTO passages VALUES (?, ?, ?)", rows)

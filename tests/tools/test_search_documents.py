@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.tools import BaseTool, ToolException
+from typing_extensions import override
 
 from tools.search_documents import PASSAGE_CHARS, build_search_documents, passages, with_table
 
@@ -174,11 +176,35 @@ def test_any_query_gives_passages_or_a_reason(searched: BaseTool, query: str) ->
 # ── the folder ──
 
 
+class Heard(BaseCallbackHandler):
+    """The custom events of a call."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    @override
+    def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
+        self.events.append((name, data))
+
+
 def test_nothing_is_read_before_the_first_search(tmp_path: Path) -> None:
     search = build_search_documents(tmp_path / "later")
     (tmp_path / "later").mkdir()
     (tmp_path / "later" / "a.md").write_text("apple")
     assert search.invoke({"query": "apple"}) == "a.md\napple"
+
+
+def test_a_search_that_must_read_many_files_first_tells_how_far_it_is(tmp_path: Path) -> None:
+    for number in range(101):
+        (tmp_path / f"{number}.md").write_text(f"apple {number}")
+    heard = Heard()
+    build_search_documents(tmp_path).invoke({"query": "apple"}, {"callbacks": [heard]})
+    assert heard.events == [("reading", {"files": 50, "of": 101}), ("reading", {"files": 100, "of": 101})]
+    later = build_search_documents(tmp_path)
+    later.invoke({"query": "apple"})
+    heard.events.clear()
+    later.invoke({"query": "apple"}, {"callbacks": [heard]})
+    assert heard.events == []
 
 
 def test_files_that_appear_change_or_vanish_are_noticed(folder: Path) -> None:
