@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 from serving import Served, serving
 
 WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
@@ -18,3 +18,14 @@ def simulated(**settings: Any) -> Iterator[Served]:
     pace = {"simulated_tokens_per_second": 60}
     with serving(model="simulated", openai_base_url=None, **{**pace, **settings}) as one:
         yield one
+
+
+def ask(page: Page, text: str) -> None:
+    """Write a question and send it."""
+    page.get_by_label("Message").fill(text)
+    page.keyboard.press("Enter")
+
+
+def over(page: Page) -> None:
+    """Wait until the answer is complete, or has ended otherwise."""
+    expect(page.get_by_role("button", name="Send")).to_be_visible()

@@ -15,7 +15,7 @@ const QUESTIONS = {
 
 /** Questions to begin with: of the built-in agents only, since nobody here knows what others are for. */
 export function questions(agent) {
-  return QUESTIONS[agent.name] ?? [];
+  return Object.hasOwn(QUESTIONS, agent.name) ? QUESTIONS[agent.name] : [];
 }
 
 /** Whether a person can write to it as one writes a message; else it wants an object, as JSON. */

@@ -5,12 +5,13 @@
 import { approval } from "./approval.js";
 import { el, svg } from "./dom.js";
 import { Growing } from "./markdown.js";
-import { asTree, shortened } from "./values.js";
+import { asTree, folded, shortened } from "./values.js";
 import * as words from "./words.js";
 
 const LONG = 160;
+const WRITTEN = 2000;
 
-/** The view of a `Run`. `on`: again(), resume(value, said), inspect(). */
+/** The view of a `Run`. `on`: again() or null where it cannot be asked again, resume(value, said), inspect(). */
 export class Answer {
   constructor(run, on) {
     this.run = run;
@@ -89,20 +90,22 @@ export class Answer {
     for (const { folded } of this._lanes.values()) folded.open = false;
     this.element.removeAttribute("aria-busy");
     const problems = this.run.errors.map((error) => this._problem(error.message, error.retryable, error.code));
-    this._problems.replaceChildren(...problems);
-    if (this.run.status === "interrupted" && !this._answered) {
+    this._problems.append(...problems);
+    if (this.run.status === "interrupted" && this.run.interrupts.length) {
       this._question.replaceChildren(approval(this.run.interrupts, (value, said) => this._on.resume(value, said)));
     }
   }
 
-  /** The question has been answered, here or elsewhere. */
-  answered() {
-    this._answered = true;
-    this._question.replaceChildren();
+  /** Whether what it asks, if it waits for a person, can be answered here: not when it was, or is being. */
+  wait(waits) {
+    this._question.hidden = !waits;
   }
 
   _problem(message, retryable, code) {
-    const again = retryable ? el("button", { type: "button", onclick: () => this._on.again() }, "Try again") : null;
+    const again =
+      retryable && this._on.again
+        ? el("button", { type: "button", onclick: () => this._on.again() }, "Try again")
+        : null;
     return el("div", { class: "problem", role: "alert", "data-code": code }, el("p", {}, message), again);
   }
 
@@ -153,13 +156,27 @@ function figures(run) {
   const { usage } = run;
   const shown = [];
   const ttft = run.ttftMs ?? (run.firstTokenAt !== null ? run.firstTokenAt - run.startedAt : null);
-  if (ttft !== null) shown.push(["First word", words.span(ttft), "from the start of the run to its first token, the wait in line included"]);
+  if (ttft !== null)
+    shown.push([
+      "First word",
+      words.span(ttft),
+      "from the start of the run to its first token, the wait in line included",
+    ]);
   if (run.over) {
-    if (usage?.tokens_per_s) shown.push(["Speed", words.speed(usage.tokens_per_s), "tokens in a second, from the first to the last"]);
+    if (usage?.tokens_per_s)
+      shown.push(["Speed", words.speed(usage.tokens_per_s), "tokens in a second, from the first to the last"]);
     if (usage) {
       const about = usage.estimated ? "about " : "";
-      shown.push(["Tokens", `${about}${words.count(usage.input_tokens)} in + ${words.count(usage.output_tokens)} out`, "of all model calls of this answer"]);
-      shown.push(["Cost", words.money(usage.cost_usd), usage.estimated ? "an estimate" : "by the provider's price list"]);
+      shown.push([
+        "Tokens",
+        `${about}${words.count(usage.input_tokens)} in + ${words.count(usage.output_tokens)} out`,
+        "of all model calls of this answer",
+      ]);
+      shown.push([
+        "Cost",
+        words.money(usage.cost_usd),
+        usage.estimated ? "an estimate" : "by the provider's price list",
+      ]);
     }
     if (run.durationMs !== null) shown.push(["Took", words.span(run.durationMs), "from its start to its end"]);
   } else if (run.tokens > 0) {
@@ -204,7 +221,9 @@ const DRAWN = {
     return {
       element,
       update: (part) => {
-        const after = part.mended ? "The whole text was fetched afterwards." : "The whole text comes when the answer is complete.";
+        const after = part.mended
+          ? "The whole text was fetched afterwards."
+          : "The whole text comes when the answer is complete.";
         element.textContent = `This page fell behind and was told so: ${words.many(part.dropped, "event")} skipped. ${after}`;
       },
     };
@@ -242,7 +261,7 @@ function toolCard() {
       title.textContent = part.label || part.name;
       name.textContent = part.name;
       took.textContent = part.ms === null ? "" : words.span(part.ms);
-      args.replaceChildren(part.args === null ? el("code", {}, part.written) : asTree(part.args));
+      args.replaceChildren(part.args === null ? el("code", {}, ending(part.written)) : asTree(part.args));
       progress.hidden = part.progress.length === 0;
       if (part.progress.length) progress.textContent = shortened(part.progress.at(-1), LONG);
       if (part.status !== "ok" && part.status !== "error") return;
@@ -254,11 +273,14 @@ function toolCard() {
   };
 }
 
+/** What is being written, where that is long: it would be laid out anew at each piece. */
+function ending(text) {
+  return text.length <= WRITTEN ? text : `…${text.slice(-WRITTEN)}`;
+}
+
 function outcome(value) {
   const whole = typeof value === "string" ? value : JSON.stringify(value, null, 2);
-  const first = shortened(value, LONG);
-  if (whole.length <= LONG && !whole.includes("\n")) return el("p", {}, whole);
-  return el("details", {}, el("summary", {}, first), el("pre", { tabindex: 0 }, whole));
+  return whole.length <= LONG && !whole.includes("\n") ? el("p", {}, whole) : folded(whole, LONG);
 }
 
 const PATHS = { tick: "M3 8.5l3.2 3.2L13 5", cross: "M4 4l8 8M12 4l-8 8", hand: "M5.5 3v10M10.5 3v10" };

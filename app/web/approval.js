@@ -63,7 +63,12 @@ function call(request, allowed, at) {
   const label = `Arguments of ${request.name}, as JSON`;
   const edited = el("textarea", { rows: 6, spellcheck: "false", "aria-label": label, hidden: true });
   edited.value = JSON.stringify(request.args, null, 2);
-  const why = el("input", { type: "text", placeholder: "Why not? The model is told.", "aria-label": "Why not", hidden: true });
+  const why = el("input", {
+    type: "text",
+    placeholder: "Why not? The model is told.",
+    "aria-label": "Why not",
+    hidden: true,
+  });
   const shown = el("div", { class: "approval-args" }, asTree(request.args));
   let chosen = allowed[0];
   const choose = (decision) => {
@@ -76,7 +81,13 @@ function call(request, allowed, at) {
     el(
       "label",
       {},
-      el("input", { type: "radio", name: group, value: decision, checked: index === 0, onchange: () => choose(decision) }),
+      el("input", {
+        type: "radio",
+        name: group,
+        value: decision,
+        checked: index === 0,
+        onchange: () => choose(decision),
+      }),
       DECISIONS[decision] ?? decision,
     ),
   );

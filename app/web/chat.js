@@ -10,6 +10,7 @@ import { Turn } from "./turn.js";
 import * as words from "./words.js";
 
 const NEAR = 48; // px from the end within which a reader is taken to read along
+const TOUCH = matchMedia("(pointer: coarse)");
 const FOLLOWED = 24; // runs of a conversation that are followed again at a reload; of older ones the text is remembered
 
 /** The view. `on`: inspect(run), drew(), say(text) for screen readers, went(conversation) when its address changes. */
@@ -21,6 +22,7 @@ export class Chat {
     this._turns = [];
     this._agent = null;
     this._conversation = null;
+    this._opening = null;
     this._pausing = false;
     this._near = true;
     this._log = byId("log");
@@ -49,11 +51,12 @@ export class Chat {
     this._clear(agent);
     const known = id === null ? null : recall(id);
     const conversation = known ?? { ...begun(agent.name), ...(id === null ? {} : { id }) };
-    this._conversation = conversation;
     if (known === null && id !== null && agent.capabilities.threads) {
+      const opening = (this._opening = {});
       conversation.turns = await this._fromThread(id);
-      if (this._conversation !== conversation) return; // another one was opened meanwhile
+      if (this._opening !== opening) return; // another one was opened meanwhile
     }
+    this._conversation = conversation;
     const { turns } = conversation;
     turns.forEach((saved, at) => this._add(saved, at < turns.length - FOLLOWED));
     this._show();
@@ -62,8 +65,8 @@ export class Chat {
   /** Show one run, of whatever agent and client. */
   openRun(row, agent) {
     this._clear(agent);
-    this._conversation = null;
     this._add({ question: "", runId: row.run_id, text: "", status: row.status });
+    this._turns[0].answer.wait(false); // it is answered in its conversation
     this._show();
   }
 
@@ -81,8 +84,12 @@ export class Chat {
     this._show();
   }
 
-  /** Ask something, as if it had been written. `by` may give the answer another stream than the socket's. */
+  /**
+   * Ask something, as if it had been written; null where that cannot be now. `by` may give the answer another stream than
+   * the socket's.
+   */
   ask(text, by = null) {
+    if (this.live || this._conversation === null) return null;
     let input;
     try {
       input = inputFor(this._agent, text, this._conversation.turns);
@@ -101,14 +108,15 @@ export class Chat {
   }
 
   _begin(request, question, by = null) {
-    const saved = { question, runId: null, text: "", status: null };
+    const saved = { question, runId: null, text: "", status: null, resumes: "resume" in request };
     const turn = this._make(saved);
     const threads = this._agent.capabilities.threads ? { thread_id: this._conversation.id } : {};
     const pausing = this._pausing && this._agent.capabilities.pause ? { pause_after: "paragraph" } : {};
     this._conversation.turns.push(saved);
+    keep(this._conversation);
     if (by) turn.by(by);
     else turn.start({ agent: this._agent.name, ...request, ...threads, ...pausing });
-    turn.pausing = this._pausing;
+    turn.pausing = "pause_after" in pausing;
     this._near = true;
     this._on.went(this._conversation);
     this._on.inspect(turn.run);
@@ -119,16 +127,20 @@ export class Chat {
   _add(saved, old = false) {
     const turn = this._make(saved);
     if (saved.runId && !old) turn.join();
-    else turn.recall();
+    else if (saved.runId === null && saved.status === null) void turn.find();
+    else void turn.recall();
   }
 
   _make(saved) {
-    for (const one of this._turns) one.answer.answered();
+    for (const one of this._turns) one.answer.wait(false);
+    const conversation = this._conversation;
     const turn = new Turn(this._socket, this._api, saved, {
-      changed: () => this._conversation && keep(this._conversation),
+      changed: () => conversation && keep(conversation),
       grew: () => this._grew(turn),
       over: () => this._over(turn),
-      again: (question) => this.ask(question),
+      again: saved.question && !saved.resumes ? (question) => this.ask(question) : null,
+      unheard: () => this._unheard(conversation),
+      waiting: () => this._waiting(conversation),
       resume: (value, said) => this._begin({ resume: value }, said),
       inspect: (run) => this._on.inspect(run, true),
     });
@@ -139,26 +151,55 @@ export class Chat {
 
   _over(turn) {
     const { run } = turn;
-    if (turn.refused) this._on.say(turn.refused.message);
-    else if (run.status === "completed") this._on.say(`Answer complete, ${words.many(run.usage?.output_tokens ?? 0, "token")}.`);
+    if (turn.refused) {
+      this._on.say(turn.refused.message);
+      this._turns.findLast((one) => !one.refused)?.answer.wait(this._conversation !== null);
+    } else if (run.status === "completed")
+      this._on.say(`Answer complete, ${words.many(run.usage?.output_tokens ?? 0, "token")}.`);
     else this._on.say(`Answer ${words.status(run.status)}.`);
     this._show();
   }
 
   async _fromThread(id) {
     try {
-      const thread = await this._api(`threads/${encodeURIComponent(id)}`);
+      const thread = await this._thread(id);
       const turns = [];
       for (const message of thread.messages) {
-        const text = typeof message.content === "string" ? message.content : "";
+        const text = textOf(message.content);
         if (message.type === "human") turns.push({ question: text, runId: null, text: "", status: "completed" });
         else if (message.type === "ai" && text && turns.length) turns.at(-1).text = text;
       }
-      if (thread.run_id && turns.length) Object.assign(turns.at(-1), { runId: thread.run_id, status: null });
+      const last = turns.at(-1);
+      if (last && thread.run_id) Object.assign(last, { runId: thread.run_id, status: null });
+      else if (last && thread.interrupts.length) last.status = "interrupted";
       return turns;
     } catch {
       return []; // a conversation that the server has not heard of is a new one
     }
+  }
+
+  /** The newest run on a conversation's thread that this page has not heard of, if there is one. */
+  async _unheard(conversation) {
+    try {
+      const { runs } = await this._api("runs");
+      const known = new Set(conversation.turns.map((turn) => turn.runId));
+      return runs.find((row) => row.thread_id === conversation.id && !known.has(row.run_id))?.run_id ?? null;
+    } catch {
+      return null;
+    }
+  }
+
+  /** What a conversation's thread waits for. */
+  async _waiting(conversation) {
+    try {
+      return (await this._thread(conversation.id)).interrupts;
+    } catch {
+      return []; // gone with the thread
+    }
+  }
+
+  _thread(id) {
+    return this._api(`threads/${encodeURIComponent(id)}`);
   }
 
   // -- what is on the screen ------------------------------------------------------------------------------------------
@@ -166,15 +207,20 @@ export class Chat {
   _clear(agent) {
     for (const turn of this._turns) turn.leave();
     this._turns = [];
+    this._conversation = null;
+    this._opening = null;
+    if (!takesText(agent)) this._field.value = blank(agent);
+    else if (this._agent && !takesText(this._agent)) this._field.value = "";
+    this._fit();
     this._agent = agent;
     this._near = true;
     this._log.replaceChildren();
     byId("problem").textContent = "";
     this._field.placeholder = takesText(agent) ? `Ask ${agent.name}…` : "An object, as JSON";
-    if (!takesText(agent)) this._field.value = JSON.stringify(example(agent), null, 2);
   }
 
   _show() {
+    const focused = document.activeElement; // now, since a browser takes the focus away from what is hidden
     const empty = this._turns.length === 0;
     byId("welcome").hidden = !empty;
     if (empty) this._welcome();
@@ -188,6 +234,8 @@ export class Chat {
     this._pause.hidden = !can || paused;
     this._continue.hidden = !paused;
     this._pause.setAttribute("aria-pressed", String(this._pausing));
+    // On a phone the line in which one writes would bring up the keyboard, over the answer.
+    if (focused?.closest("#chat [hidden]")) (TOUCH.matches ? this._log : this._field).focus();
     this._scroll();
   }
 
@@ -232,7 +280,8 @@ export class Chat {
     this._field.addEventListener("input", () => this._fit());
     this._stop.addEventListener("click", () => this._stopNow());
     addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && this.live && !document.querySelector(":popover-open, dialog[open]")) this._stopNow();
+      if (event.key !== "Escape" || event.isComposing || event.defaultPrevented || byId("chat").hidden) return;
+      if (this.live && !document.querySelector(":popover-open, dialog[open]")) this._stopNow();
     });
     this._pause.addEventListener("click", () => {
       this._pausing = !this._pausing;
@@ -265,11 +314,22 @@ export class Chat {
     const text = this._field.value.trim();
     if (!text || this.live || this._conversation === null) return;
     if (this.ask(text) === null) return;
-    this._field.value = takesText(this._agent) ? "" : JSON.stringify(example(this._agent), null, 2);
+    this._field.value = takesText(this._agent) ? "" : blank(this._agent);
     this._fit();
   }
 
   _fit() {
     this._field.rows = Math.min(10, Math.max(1, this._field.value.split("\n").length));
   }
+}
+
+/** What stands in the line of an agent that takes an object. */
+function blank(agent) {
+  return JSON.stringify(example(agent), null, 2);
+}
+
+/** The text of a message, whose content may be blocks of it and other things. */
+function textOf(content) {
+  if (typeof content === "string") return content;
+  return content.map((block) => (typeof block === "string" ? block : (block.text ?? ""))).join("");
 }

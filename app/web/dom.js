@@ -17,6 +17,17 @@ export function byId(id) {
   return document.getElementById(id);
 }
 
+/** Give an element this text, and leave it alone where it has it: new text is laid out, and may be read out, anew. */
+export function set(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/** Give an element this attribute, and leave it alone where it has it; `null` takes the attribute away. */
+export function put(element, name, value) {
+  if (value === null) element.removeAttribute(name);
+  else if (element.getAttribute(name) !== value) element.setAttribute(name, value);
+}
+
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") element.addEventListener(name.slice(2), value);

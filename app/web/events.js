@@ -4,7 +4,8 @@
 // unbroken stretch of pieces of one type is folded into one line, which opens. The list follows the newest event for as
 // long as its reader is at the bottom, and never takes the reader's place away.
 
-import { download, el } from "./dom.js";
+import { download, el, put, set } from "./dom.js";
+import { paced } from "./pace.js";
 import { count, many } from "./words.js";
 
 const LINE = 22;
@@ -31,11 +32,9 @@ export class Events {
     this._shown = null; // the line whose detail is open
     this._following = !run.over;
     this._rows = new Map(); // the elements of the lines in sight
-    this._timer = null;
-    this._frame = null;
-    this._due = 0;
+    this._pace = paced(() => this._draw());
     this._build();
-    this._watch = new ResizeObserver(() => this._soon(0));
+    this._watch = new ResizeObserver(() => this._pace.soon(0));
     this._watch.observe(this._scroll);
     this.update();
   }
@@ -43,7 +42,7 @@ export class Events {
   /** Take what has come; it is drawn soon. */
   update() {
     this._consume();
-    this._soon();
+    this._pace.soon();
   }
 
   /** Take a slice of the frames: a long run that comes at once is taken in several, with the page at work between. */
@@ -57,9 +56,7 @@ export class Events {
   /** Draw no more. */
   close() {
     this._watch.disconnect();
-    clearTimeout(this._timer);
-    cancelAnimationFrame(this._frame);
-    this._timer = -1;
+    this._pace.close();
   }
 
   _build() {
@@ -138,7 +135,10 @@ export class Events {
   }
 
   _refilter() {
-    const words = this._filter.value.toLowerCase().split(/[\s,]+/).filter((word) => word && word !== "-");
+    const words = this._filter.value
+      .toLowerCase()
+      .split(/[\s,]+/)
+      .filter((word) => word && word !== "-");
     const wanted = words.filter((word) => word[0] !== "-");
     const unwanted = words.filter((word) => word[0] === "-").map((word) => word.slice(1));
     this._words = words.length ? { wanted, unwanted } : null;
@@ -161,7 +161,7 @@ export class Events {
     this._active = active ? this._placeOf(active) : -1;
     this._list.style.setProperty("height", `${this._lines.length * LINE}px`);
     if (this._active >= 0 && !this._following) this._scroll.scrollTop = this._active * LINE - above;
-    this._soon(0);
+    this._pace.soon(0);
   }
 
   /** Where a line is now, or what has taken it in; -1 where it is filtered out. */
@@ -176,23 +176,15 @@ export class Events {
     if (open) this._open.add(line.at);
     else this._open.delete(line.at);
     this._active = this._lines.indexOf(line);
+    this._following = false; // what is opened stays where it is, also at the end of the list
     this._again();
+    this._following = this._bottom();
   }
 
   // Drawing
 
-  _soon(wait = Math.max(0, this._due - performance.now())) {
-    if (this._timer !== null) return;
-    this._timer = setTimeout(() => {
-      this._frame = requestAnimationFrame(() => {
-        this._timer = null;
-        this._draw();
-      });
-    }, wait);
-  }
-
   _draw() {
-    if (!this._consume()) return this._soon(0);
+    if (!this._consume()) return this._pace.soon(0);
     if (!this._scroll.clientHeight) return;
     const height = this._lines.length * LINE;
     this._list.style.setProperty("height", `${height}px`);
@@ -202,7 +194,7 @@ export class Events {
     set(this._count, this._words ? `${count(this._hits)} of ${many(length, "event")}` : many(length, "event"));
     put(this._scroll, "aria-busy", this._lines.length ? null : "true");
     this._window();
-    this._due = performance.now() + LEAST_MS;
+    this._pace.rest(LEAST_MS);
   }
 
   _window() {
@@ -267,13 +259,13 @@ export class Events {
 
   _scrolled() {
     this._following = this._bottom();
-    this._soon(0);
+    this._pace.soon(0);
   }
 
   _follow() {
     this._following = true;
     this._scroll.focus({ preventScroll: true });
-    this._soon(0);
+    this._pace.soon(0);
   }
 
   // Keys, clicks, one event
@@ -444,13 +436,4 @@ function cut(text, most) {
 function toneOf({ event, data }) {
   if (event === "error" || data.status === "error" || data.status === "failed") return " events-bad";
   return event === "gap" ? " events-warn" : "";
-}
-
-function set(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
-function put(element, name, value) {
-  if (value === null) element.removeAttribute(name);
-  else if (element.getAttribute(name) !== value) element.setAttribute(name, value);
 }

@@ -27,7 +27,10 @@ export function detail(item, now) {
 const TOLD = {
   step: ({ most, cut }) => ({
     title: "Node at work",
-    more: [["at once", most > 1 ? `${most} of it` : null], ["end", cut ? "stopped before it was done" : null]],
+    more: [
+      ["at once", most > 1 ? `${most} of it` : null],
+      ["end", cut ? "stopped before it was done" : null],
+    ],
   }),
   message: (item) => ({
     title: item.discarded ? "Message, void" : "Message",
@@ -50,16 +53,26 @@ const TOLD = {
   }),
   branch: ({ question, status: told, problem }) => ({
     title: "Branch",
-    more: [["question", question], ["state", told === "error" ? "failed" : told], ["problem", problem]],
+    more: [
+      ["question", question],
+      ["state", told === "error" ? "failed" : told],
+      ["problem", problem],
+    ],
   }),
   queued: ({ position }) => ({
     title: "Queued",
-    more: [["for", "its turn at the provider"], ["place", count(position)]],
+    more: [
+      ["for", "its turn at the provider"],
+      ["place", count(position)],
+    ],
   }),
   paused: ({ reason }) => ({ title: "Paused", more: [["reason", reason]] }),
   gap: ({ dropped }) => ({
     title: "Missed by this page",
-    more: [["events", count(dropped)], ["why", "it was read too slowly; the answer is whole in the result"]],
+    more: [
+      ["events", count(dropped)],
+      ["why", "it was read too slowly; the answer is whole in the result"],
+    ],
   }),
   mark: ({ what, text }) => ({
     title: MARK_NAMES[what],
@@ -91,7 +104,7 @@ function used(usage) {
 }
 
 function short(value, most = 180) {
-  const text = typeof value === "string" ? value : JSON.stringify(value) ?? "";
+  const text = typeof value === "string" ? value : (JSON.stringify(value) ?? "");
   return text.length > most ? `${text.slice(0, most)}…` : text;
 }
 

@@ -5,8 +5,9 @@
 // The picture has no elements to step through: the arrow keys move over the timeline's own items, what they are at is
 // said in a live region, and the same items are there as a table.
 
-import { el, svg } from "./dom.js";
+import { el, put, set, svg } from "./dom.js";
 import { detail, figure, summary } from "./items.js";
+import { paced } from "./pace.js";
 import { COLUMN, ROW, Sketch, layers, patterns, swatch } from "./sketch.js";
 import { Timeline, clock, columns, nearest, ticks } from "./timeline.js";
 import { many } from "./words.js";
@@ -19,6 +20,7 @@ const LEAST_MS = 100; // between two redraws
 const CALM_MS = 1000; // and where motion is not wanted and nothing has come
 const POINTER = 6; // pixels around the pointer that are meant by it
 const TABLE_ROWS = 400;
+const TABLE = ["Lane", "What", "Start", "Duration", "More"];
 const ZOOM = 2;
 const CLOSEST_MS = 20;
 
@@ -53,12 +55,10 @@ export class Lanes {
     this._view = null; // {from, to} in ms, or null for the whole
     this._current = null; // {row, item}
     this._drawn = { from: 0, to: 0, first: 0, last: 0, rows: null };
-    this._due = 0;
-    this._timer = null;
-    this._frame = null;
+    this._pace = paced(() => this._draw());
     this._calm = matchMedia("(prefers-reduced-motion: reduce)");
     this._build();
-    this._watch = new ResizeObserver(() => this._soon());
+    this._watch = new ResizeObserver(() => this._pace.soon());
     this._watch.observe(this.element);
     this.update();
   }
@@ -66,7 +66,7 @@ export class Lanes {
   /** Take what has come; it is drawn soon. */
   update() {
     this._consume();
-    this._soon();
+    this._pace.soon();
   }
 
   /** Take a slice of the frames: a long run that comes at once is taken in several, with the page at work between. */
@@ -81,13 +81,11 @@ export class Lanes {
   /** Draw no more. */
   close() {
     this._watch.disconnect();
-    clearTimeout(this._timer);
-    cancelAnimationFrame(this._frame);
-    this._timer = -1;
+    this._pace.close();
   }
 
   _build() {
-    const id = `lanes-${(made += 1)}`;
+    const id = (this._id = `lanes-${(made += 1)}`);
     this._paths = layers(id);
     this._around = svg("rect", { class: "lanes-current", rx: 3, visibility: "hidden" });
     this._labels = svg("g", { class: "lanes-labels" });
@@ -118,11 +116,14 @@ export class Lanes {
     );
     this._scroll.style.setProperty("--lanes-row", `${ROW}px`);
     const named = { tabindex: "0", role: "group", "aria-label": "The run as a table" };
-    this._table = el("div", { class: "lanes-table", hidden: true, ...named });
+    const head = el("tr", {}, ...TABLE.map((name) => el("th", { scope: "col" }, name)));
+    this._lines = el("tbody");
+    this._rest = el("p", { class: "lanes-rest" });
+    const table = el("table", {}, el("thead", {}, head), this._lines);
+    this._table = el("div", { class: "lanes-table", hidden: true, ...named }, table, this._rest);
     this._tip = el("div", { class: "lanes-tip", "aria-hidden": "true", hidden: true });
     this._said = el("p", { class: "lanes-said", role: "status" });
     this._legend = el("ul", { class: "lanes-legend", "aria-hidden": "true" });
-    for (const [kind, words] of LEGEND) this._legend.append(el("li", { hidden: true }, swatch(kind, id), words));
     this._out = button("−", { "aria-label": "Show more time", onclick: () => this._zoom(1 / ZOOM) });
     this._in = button("+", { "aria-label": "Show less time", onclick: () => this._zoom(ZOOM) });
     this._all = button("Whole run", { onclick: () => this._zoom(null) });
@@ -147,27 +148,16 @@ export class Lanes {
     return this._line.end + (this._taken ? performance.now() - this._heard : 0);
   }
 
-  _soon(wait = Math.max(0, this._due - performance.now())) {
-    if (this._timer !== null) return;
-    this._timer = setTimeout(() => {
-      this._frame = requestAnimationFrame(() => {
-        this._timer = null;
-        this._draw();
-      });
-    }, wait);
-  }
-
   _draw() {
-    if (!this._consume()) return this._soon(0);
+    if (!this._consume()) return this._pace.soon(0);
     if (!this.element.isConnected || !this.element.clientWidth) return; // whoever shows it has it observed, or updated
     const began = performance.now();
-    this._words();
     if (this._table.hidden) this._picture();
     else this._rewrite();
-    const took = performance.now() - began;
-    const least = this._table.hidden ? LEAST_MS : CALM_MS;
-    this._due = performance.now() + Math.max(least, 8 * took);
-    if (!this._line.over) this._soon(Math.max(this._calm.matches ? CALM_MS : least, 8 * took));
+    this._words();
+    const least = Math.max(this._table.hidden ? LEAST_MS : CALM_MS, 8 * (performance.now() - began));
+    this._pace.rest(least);
+    if (!this._line.over) this._pace.soon(this._calm.matches ? Math.max(CALM_MS, least) : least);
   }
 
   _zoom(factor, around = null) {
@@ -177,7 +167,7 @@ export class Lanes {
     const wide = factor === null ? whole : Math.max(CLOSEST_MS, (to - from) / factor);
     const start = Math.max(0, Math.min(whole - wide, middle - (middle - from) * (wide / (to - from))));
     this._view = wide >= whole ? null : { from: start, to: start + wide };
-    this._redraw();
+    this._pace.soon(0);
   }
 
   _pan(by) {
@@ -185,25 +175,17 @@ export class Lanes {
     const { from, to } = this._view;
     const start = Math.max(0, Math.min(this._now - (to - from), from + by));
     this._view = { from: start, to: start + to - from };
-    this._redraw();
-  }
-
-  _redraw() {
-    this._due = 0;
-    if (this._timer !== null && this._timer !== -1) {
-      clearTimeout(this._timer);
-      cancelAnimationFrame(this._frame);
-      this._timer = null;
-    }
-    this._soon(0);
+    this._pace.soon(0);
   }
 
   // The picture
 
   _words() {
     set(this._summary, summary(this._line, this._run));
-    const items = this._legend.children;
-    LEGEND.forEach(([kind], at) => (items[at].hidden = !this._line.seen.has(kind)));
+    const seen = LEGEND.filter(([kind]) => this._line.seen.has(kind));
+    if (seen.length !== this._legend.children.length) {
+      this._legend.replaceChildren(...seen.map(([kind, words]) => el("li", {}, swatch(kind, this._id), words)));
+    }
     for (const one of [this._out, this._all]) put(one, "aria-disabled", String(!this._view));
   }
 
@@ -304,24 +286,20 @@ export class Lanes {
     put(this._tabular, "aria-pressed", String(!this._table.hidden));
     for (const one of [this._out, this._in, this._all]) one.hidden = !this._table.hidden;
     this._pick(null);
-    this._redraw();
+    this._pace.soon(0);
   }
 
+  /** The table's rows are changed in place: whoever reads in it stays where they are. */
   _rewrite() {
-    const names = ["Lane", "What", "Start", "Duration", "More"];
-    const head = el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name)));
     const all = this._line.rows().flatMap((row) => row.lane.items.map((item) => ({ row, item })));
-    const lines = all.slice(0, TABLE_ROWS).map(({ row, item }) => {
+    all.slice(0, TABLE_ROWS).forEach(({ row, item }, at) => {
       const { title, start, lasted, more } = detail(item, this._now);
-      const cells = [title, start, lasted, more.map(([name, value]) => `${name}: ${value}`).join("; ")];
-      return el("tr", {}, el("th", { scope: "row" }, row.name), ...cells.map((text) => el("td", {}, text)));
+      const texts = [row.name, title, start, lasted, more.map(([name, value]) => `${name}: ${value}`).join("; ")];
+      const line = this._lines.children[at] ?? this._lines.appendChild(newLine());
+      texts.forEach((text, column) => set(line.children[column], text));
     });
-    const rest = all.length - lines.length;
-    const told = `and ${many(rest, "item")} more: the raw events have everything.`;
-    if (rest > 0) lines.push(el("tr", {}, el("td", { colspan: names.length }, told)));
-    const place = this._table.scrollTop;
-    this._table.replaceChildren(el("table", {}, el("thead", {}, head), el("tbody", {}, ...lines)));
-    this._table.scrollTop = place;
+    const rest = all.length - TABLE_ROWS;
+    set(this._rest, rest > 0 ? `and ${many(rest, "item")} more: the raw events have everything.` : "");
   }
 
   // Pointer and keys
@@ -356,7 +334,7 @@ export class Lanes {
     const { rows, first, last } = this._drawn;
     const top = this._scroll.scrollTop / ROW;
     const bottom = top + this._scroll.clientHeight / ROW;
-    if (rows && ((top < first && first > 0) || (bottom > last && last < rows.length))) this._redraw();
+    if (rows && ((top < first && first > 0) || (bottom > last && last < rows.length))) this._pace.soon(0);
   }
 
   _key(event) {
@@ -374,7 +352,7 @@ export class Lanes {
 
   /** Have an item in sight. */
   _see({ row, item }) {
-    const at = placeOf(this._drawn.rows, row) * ROW;
+    const at = placeOf(this._line.rows(), row) * ROW;
     const { scrollTop, clientHeight } = this._scroll;
     if (at < scrollTop) this._scroll.scrollTop = at;
     else if (at + ROW + AXIS > scrollTop + clientHeight) this._scroll.scrollTop = at + ROW + AXIS - clientHeight;
@@ -439,13 +417,14 @@ function along(lanes, rows, by) {
   return { row, item: items[at] };
 }
 
+/** To what went on in another lane at the same time, or came next. */
 function across(lanes, rows, by) {
   if (!lanes._current) return begin(rows);
   const { row, item } = lanes._current;
   for (let at = placeOf(rows, row) + by; at >= 0 && at < rows.length; at += by) {
     const { items } = rows[at].lane;
-    const near = nearest(items, item.start, Infinity, lanes._now);
-    if (items.length) return { row: rows[at], item: items.find((one) => one.start >= item.start) ?? near ?? items[0] };
+    const then = items.find(({ end }) => end === null || end >= item.start) ?? items.at(-1);
+    if (then) return { row: rows[at], item: then };
   }
   return lanes._current;
 }
@@ -460,12 +439,8 @@ function begin(rows) {
   return row && { row, item: row.lane.items[0] };
 }
 
-function set(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
-function put(element, name, value) {
-  if (element.getAttribute(name) !== value) element.setAttribute(name, value);
+function newLine() {
+  return el("tr", {}, ...TABLE.map((_, at) => el(at ? "td" : "th", at ? {} : { scope: "row" })));
 }
 
 function size(element, width, height) {

@@ -10,7 +10,7 @@ import { Events } from "./events.js";
 import { Lanes } from "./lanes.js";
 import { RunsView } from "./runs.js";
 import { Socket } from "./socket.js";
-import { remembered, watch } from "./store.js";
+import { keepTheme, remembered, theme, watch } from "./store.js";
 import { Trial } from "./trial.js";
 import { UsageView } from "./usage.js";
 import { moment } from "./words.js";
@@ -44,10 +44,13 @@ function opened() {
     const dialog = byId("key");
     byId("key-form").onsubmit = async (event) => {
       event.preventDefault();
-      const answer = await fetch(new URL("session", base), {
-        method: "POST",
-        headers: { "x-api-key": byId("key-field").value.trim() },
-      }).catch(() => null);
+      const key = byId("key-field").value.trim();
+      if (!/^[!-~]+$/.test(key)) {
+        byId("key-problem").textContent = "A key has Latin letters, digits and signs, and no spaces.";
+        return;
+      }
+      const headers = { "x-api-key": key };
+      const answer = await fetch(new URL("session", base), { method: "POST", headers }).catch(() => null);
       if (!answer?.ok) {
         const body = await answer?.json().catch(() => null);
         byId("key-problem").textContent = body?.error?.message ?? "The server cannot be reached.";
@@ -55,12 +58,13 @@ function opened() {
       }
       byId("key-field").value = "";
       byId("key-problem").textContent = "";
-      dialog.close();
       opening = null;
+      dialog.close();
       socket.reopen();
       resolve();
     };
     dialog.oncancel = (event) => event.preventDefault(); // without a key there is nothing to show
+    dialog.onclose = () => opening && dialog.showModal(); // a browser lets a second Escape through
     dialog.showModal();
   });
   return opening;
@@ -100,7 +104,10 @@ const chat = new Chat(socket, api, {
   say,
   inspect: (run, asked = false) => inspect(run, asked),
   drew: () => drawInspected(),
-  went: (conversation) => history.replaceState(null, "", addressOf(conversation)),
+  went: (conversation) => {
+    history.replaceState(null, "", addressOf(conversation));
+    comeBackHere();
+  },
 });
 const views = {
   runs: new RunsView(api, { open: (row) => (location.hash = `#/run/${row.run_id}`) }),
@@ -114,12 +121,25 @@ function current() {
 }
 
 function addressOf({ agent, id }) {
-  return `#/chat/${encodeURIComponent(agent)}/${id}`;
+  return `#/chat/${encodeURIComponent(agent)}/${encodeURIComponent(id)}`;
+}
+
+/** Have the way to the chat lead to the conversation that is shown now. */
+function comeBackHere() {
+  document.querySelector("nav [data-view=chat]").href = location.hash || "#/chat";
+}
+
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part; // typed, or cut off: it names nothing, and that is then said
+  }
 }
 
 async function route() {
-  const [view, first, second] = location.hash.split("/").slice(1).map(decodeURIComponent);
-  const shown = view === "run" ? "chat" : view in views ? view : "chat";
+  const [view, first, second] = location.hash.split("/").slice(1).map(decoded);
+  const shown = Object.hasOwn(views, view) ? view : "chat";
   for (const section of document.querySelectorAll("main > .view")) section.hidden = section.id !== shown;
   for (const link of document.querySelectorAll("nav a")) {
     const here = link.dataset.view === (view === "run" ? "runs" : shown);
@@ -137,19 +157,28 @@ async function route() {
 }
 
 async function openChat(name, id) {
-  const wanted = [name, remembered()[0]?.agent, "assistant"].map((one) => agents.find(({ name: known }) => known === one));
-  const agent = wanted.find(Boolean) ?? agents.find(takesText) ?? agents[0];
+  const named = (wanted) => agents.find((one) => one.name === wanted);
+  if (name && !named(name)) {
+    document.querySelector("nav [data-view=chat]").href = "#/chat";
+    return trouble(new Error(`This server has no agent “${name}”, or has it no longer.`));
+  }
+  const agent =
+    named(name) ?? named(remembered()[0]?.agent) ?? named("assistant") ?? agents.find(takesText) ?? agents[0];
   byId("agent").value = agent.name;
   byId("chat").classList.remove("alone");
-  await chat.open(agent, id ?? null);
+  comeBackHere();
+  await chat.open(agent, id || null);
   if (chat.newest) inspect(chat.newest);
   else inspect(null);
   if (WIDE.matches) chat.focus();
 }
 
 async function openRun(runId) {
+  const there = location.hash;
   const row = await api(`runs/${encodeURIComponent(runId)}`).catch((error) => error);
+  if (location.hash !== there) return;
   if (row instanceof Error) return trouble(row);
+  if (!row?.run_id) return trouble(new Error("There is no such run."));
   const agent = agents.find((one) => one.name === row.agent) ?? agents[0];
   byId("chat").classList.add("alone");
   chat.openRun(row, agent);
@@ -168,16 +197,20 @@ let inspected = null;
 function inspect(run, asked = false) {
   if (asked && byId("inspector").hidden) showInspector(true);
   if (inspected?.run === run) return;
-  inspected?.lanes.close();
-  inspected?.events.close();
-  inspected = run === null ? null : { run, lanes: new Lanes(run), events: new Events(run), frames: -1 };
+  inspected?.lanes?.close();
+  inspected?.events?.close();
+  inspected = run === null ? null : { run, lanes: null, events: null, frames: -1 };
   const nothing = el("p", { class: "quiet" }, "Ask something: what the run does is drawn here as it happens.");
-  byId("inspector-body").replaceChildren(...(inspected ? [inspected.lanes.element, inspected.events.element] : [nothing]));
+  byId("inspector-body").replaceChildren(nothing);
   drawInspected();
 }
 
 function drawInspected() {
   if (!inspected || byId("inspector").hidden || inspected.frames === inspected.run.frames.length) return;
+  if (inspected.lanes === null) {
+    Object.assign(inspected, { lanes: new Lanes(inspected.run), events: new Events(inspected.run) });
+    byId("inspector-body").replaceChildren(inspected.lanes.element, inspected.events.element);
+  }
   inspected.frames = inspected.run.frames.length;
   inspected.lanes.update();
   inspected.events.update();
@@ -209,7 +242,9 @@ byId("trouble-again").addEventListener("click", () => void start());
 byId("conversations").addEventListener("beforetoggle", (event) => {
   if (event.newState !== "open") return;
   const found = remembered().filter((one) => one.turns.length);
-  byId("conversations").replaceChildren(...(found.length ? found.map(link) : [el("p", { class: "quiet" }, "None yet.")]));
+  byId("conversations").replaceChildren(
+    ...(found.length ? found.map(link) : [el("p", { class: "quiet" }, "None yet.")]),
+  );
 });
 
 function link(conversation) {
@@ -221,18 +256,18 @@ function link(conversation) {
 
 const THEMES = { "": "Theme: as the system", light: "Theme: light", dark: "Theme: dark" };
 
-function dress(theme) {
-  if (theme) document.documentElement.dataset.theme = theme;
+function dress(chosen) {
+  if (chosen) document.documentElement.dataset.theme = chosen;
   else delete document.documentElement.dataset.theme;
-  byId("theme").dataset.theme = theme;
-  byId("theme").setAttribute("aria-label", `${THEMES[theme]}; change`);
-  byId("theme").title = THEMES[theme];
+  byId("theme").dataset.theme = chosen;
+  byId("theme").setAttribute("aria-label", `${THEMES[chosen]}; change`);
+  byId("theme").title = THEMES[chosen];
 }
 
 byId("theme").addEventListener("click", () => {
   const order = Object.keys(THEMES);
   const next = order[(order.indexOf(byId("theme").dataset.theme) + 1) % order.length];
-  localStorage.setItem("millrace.theme", next);
+  keepTheme(next);
   dress(next);
 });
 
@@ -243,6 +278,7 @@ async function start() {
     trouble(error);
     return;
   }
+  if (agents.length === 0) return trouble(new Error("This server has no agents."));
   byId("agent").replaceChildren(...agents.map((one) => el("option", { value: one.name }, one.name)));
   const simulated = agents.some((one) => one.model === "simulated");
   byId("notice").hidden = !simulated;
@@ -251,7 +287,11 @@ async function start() {
   await route();
 }
 
-dress(localStorage.getItem("millrace.theme") ?? "");
+dress(theme());
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address names the conversation, and not a place on the page
+  chat.focus();
+});
 addEventListener("hashchange", () => void route());
 watch((id) => chat.changedElsewhere(id));
 showInspector(WIDE.matches);

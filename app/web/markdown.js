@@ -12,14 +12,14 @@ import createPurifier from "./vendor/purify.js";
 import { el } from "./dom.js";
 
 const KEPT = {
-  ALLOWED_TAGS: (
-    "a b blockquote br code del em h1 h2 h3 h4 h5 h6 hr i input li ol p pre s strong sub sup table tbody td th thead tr ul"
-  ).split(" "),
+  ALLOWED_TAGS:
+    "a b blockquote br code del em h1 h2 h3 h4 h5 h6 hr i input li ol p pre s strong sub sup table tbody td th thead tr ul".split(
+      " ",
+    ),
   ALLOWED_ATTR: ["align", "checked", "class", "disabled", "href", "start", "type"],
   ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
   RETURN_DOM_FRAGMENT: true,
 };
-
 
 const renderer = new marked.Renderer();
 renderer.image = ({ href, text, title }) => `<a href="${escaped(href)}">${escaped(text || title || href)}</a>`;
@@ -27,7 +27,7 @@ renderer.html = ({ text }) => escaped(text);
 
 /** Markdown as a fragment of safe elements. */
 export function rendered(source) {
-  const fragment = createPurifier.sanitize(marked.parse(source, { gfm: true, renderer }), KEPT);
+  const fragment = read(source);
   for (const link of fragment.querySelectorAll("a")) {
     link.target = "_blank";
     link.rel = "noopener noreferrer";
@@ -43,6 +43,26 @@ export function rendered(source) {
   }
   for (const code of fragment.querySelectorAll("pre > code")) code.parentElement.replaceWith(codeBlock(code));
   return fragment;
+}
+
+const LONGEST_LINE = 4_000; // characters, and of a paragraph: past them, signs that open and do not close take seconds
+const LONGEST_PARAGRAPH = 12_000;
+
+/** What would take too long, or is nested so deeply that the stack does not hold it, is shown as it was written. */
+function read(source) {
+  try {
+    if (longest(source, "\n") > LONGEST_LINE || longest(source, "\n\n") > LONGEST_PARAGRAPH)
+      throw new RangeError("long");
+    return createPurifier.sanitize(marked.parse(source, { gfm: true, renderer }), KEPT);
+  } catch {
+    const fragment = new DocumentFragment();
+    fragment.append(el("p", { class: "md-plain" }, source.trim()));
+    return fragment;
+  }
+}
+
+function longest(text, between) {
+  return text.split(between).reduce((most, one) => Math.max(most, one.length), 0);
 }
 
 /** An element that shows a text as it grows: `show(text)` whenever there is more of it, `finish(text)` at its end. */
@@ -71,7 +91,7 @@ export class Growing {
   /** The whole text: the tail is rendered too; all of it anew where its parts depend on each other. */
   finish(text) {
     if (this._finished && text === this._text) return;
-    const mended = !text.startsWith(this._text); // there was a hole in it
+    const mended = this._finished || !text.startsWith(this._text); // there was a hole in it, or its end was missing
     if (mended || (this._rendered > 0 && BOUND.test(text))) this._restart();
     this._open.before(rendered(text.slice(this._rendered)));
     this._tail.data = "";
@@ -120,7 +140,11 @@ const BOUND = /^ {0,3}\[[^\]\n]+\]:\s/m; // a link's address that stands apart f
 
 function codeBlock(code) {
   const language = /language-([\w+#.-]+)/.exec(code.className)?.[1] ?? "";
-  const copy = el("button", { type: "button", class: "md-copy", onclick: () => copied(copy, code.textContent) }, "Copy");
+  const copy = el(
+    "button",
+    { type: "button", class: "md-copy", onclick: () => copied(copy, code.textContent) },
+    "Copy",
+  );
   const pre = el("pre", { tabindex: 0 }, el("code", {}, code.textContent));
   return el("div", { class: "md-code" }, el("div", { class: "md-code-head" }, el("span", {}, language), copy), pre);
 }
@@ -130,12 +154,13 @@ async function copied(button, text) {
     await navigator.clipboard.writeText(text);
   } catch {
     // No clipboard outside of https and localhost: the old way, by a selection.
-    const area = el("textarea", { class: "hidden", "aria-hidden": "true" });
+    const area = el("textarea", { class: "visually-hidden", "aria-hidden": "true" });
     area.value = text;
     button.after(area);
     area.select();
     document.execCommand("copy");
     area.remove();
+    button.focus();
   }
   button.textContent = "Copied";
   setTimeout(() => (button.textContent = "Copy"), 1500);

@@ -22,5 +22,11 @@ function run() {
   const drawing = [...due];
   due.clear();
   asked = false;
-  for (const draw of drawing) draw();
+  for (const draw of drawing) {
+    try {
+      draw();
+    } catch (error) {
+      reportError(error); // the others are drawn all the same
+    }
+  }
 }

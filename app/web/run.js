@@ -231,8 +231,9 @@ const TAKEN = {
     run.errors.push(data);
   },
   custom: (run, { name, data, ...from }) => {
-    if (name === "branch.started") run.lanes.set(data.namespace.join(" "), { question: data.question, status: null });
-    else if (name === "branch.finished") Object.assign(run.lanes.get(data.namespace.join(" ")) ?? {}, data);
+    const branch = Array.isArray(data?.namespace) ? data.namespace.join(" ") : null; // a user's graph may use our names
+    if (name === "branch.started" && branch !== null) run.lanes.set(branch, { question: data.question, status: null });
+    else if (name === "branch.finished" && branch !== null) Object.assign(run.lanes.get(branch) ?? {}, data);
     else if (name === "provider.retry") run._note("The provider was busy or failed; asking it once more.", from);
     else if (name === "tool.refused") run._note("A tool call that made no sense was sent back to the model.", from);
     else if (name === "tool.repaired") run._note("A tool call was written wrongly and has been mended.", from);

@@ -59,11 +59,11 @@ export class RunsView {
       el("p", {}, el("b", {}, "You have no runs yet.")),
       el("p", {}, "Ask an agent something, here or from a program of yours: each answer is a run and is listed here."),
     );
-    const again = el("button", { type: "button", class: "small", onclick: () => this.show() }, "Refresh");
+    this._refresh = el("button", { type: "button", class: "small", onclick: () => this.show() }, "Refresh");
     this.element = el(
       "div",
       { class: "runs" },
-      el("div", { class: "runs-head" }, el("h2", {}, "Runs"), this._said, again),
+      el("div", { class: "runs-head" }, el("h2", {}, "Runs"), this._said, this._refresh),
       this._failure,
       this._empty,
       this._table,
@@ -98,6 +98,7 @@ export class RunsView {
       if (asked !== this._asked) return;
       this._rows = runs;
       this._from = Date.now();
+      if (this._failure.contains(document.activeElement)) this._refresh.focus();
       this._failure.replaceChildren();
       this._draw();
     } catch (error) {

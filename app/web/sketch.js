@@ -39,8 +39,12 @@ const HATCHED = { void: "void", hatch: "failed", "band-gap": "gap", gap: "gap" }
 
 /** An empty path for each layer, from the back to the front. */
 export function layers(id) {
-  const fill = (layer) => (HATCHED[layer] ? `url(#${id}-${HATCHED[layer]})` : null);
-  return new Map(LAYERS.map((layer) => [layer, svg("path", { class: `lanes-${layer}`, fill: fill(layer) })]));
+  return new Map(LAYERS.map((layer) => [layer, newPath(id, layer)]));
+}
+
+function newPath(id, layer, d = null) {
+  const fill = HATCHED[layer] ? `url(#${id}-${HATCHED[layer]})` : null;
+  return svg("path", { class: `lanes-${layer}`, fill, d });
 }
 
 /** The paths of one drawing, by layer, and the few texts in it. `x` puts a moment in its place. */
@@ -162,7 +166,7 @@ export function swatch(kind, id) {
   else if (kind === "failed") DRAWN.tool(sketch, { ...facts, status: "error" }, 0, 16);
   else if (MARKS[kind]) MARKS[kind](sketch, kind, 8, 0);
   else DRAWN[kind](sketch, facts, 0, 16);
-  const paths = [...layers(id)].filter(([layer]) => sketch.paths[layer]);
-  for (const [layer, path] of paths) path.setAttribute("d", sketch.paths[layer]);
-  return svg("svg", { width: 18, height: ROW, "aria-hidden": "true" }, ...paths.map(([, path]) => path));
+  const drawn = LAYERS.filter((layer) => sketch.paths[layer]);
+  const paths = drawn.map((layer) => newPath(id, layer, sketch.paths[layer]));
+  return svg("svg", { width: 18, height: ROW, "aria-hidden": "true" }, ...paths);
 }

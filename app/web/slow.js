@@ -16,7 +16,9 @@ export function followSlowly(api, address, runId, on) {
   const tell = (verb) => () => void api(`runs/${runId}/${verb}`, { method: "POST" }).catch(() => null);
   let left = false;
   let over = false;
-  void read().catch((error) => left || on.refused({ code: "lost", message: `The slow reader failed: ${error.message}` }));
+  void read().catch(
+    (error) => left || on.refused({ code: "lost", message: `The slow reader failed: ${error.message}` }),
+  );
   void api(`runs/${runId}/result?wait=true`).then(
     () => (over = true),
     () => (over = true),

@@ -8,6 +8,7 @@
 
 const FIRST_WAIT_MS = 300;
 const LONGEST_WAIT_MS = 10_000;
+const CONNECT_MS = 15_000; // a browser by itself waits for minutes where nobody answers
 const PING_MS = 10_000;
 const PONG_MS = 5_000;
 const UNAUTHORIZED = 4401;
@@ -32,11 +33,13 @@ class Stream {
     this.openings = 0;
     this._opening = opening;
     this._waiting = [];
+    this._cancelled = false;
   }
 
   /** End the run. */
   cancel() {
-    this._say("cancel");
+    this._cancelled = true;
+    this._socket._send({ type: "cancel", stream_id: this.id });
   }
 
   /** Have the run stand still. */
@@ -60,10 +63,12 @@ class Stream {
     const frame = heard ? { type: "attach", run_id: this.runId, after: this.last } : this._opening;
     this._socket._send({ ...frame, stream_id: this.id });
     for (const type of this._waiting.splice(0)) this._say(type);
+    // Said again, since a line may have been dead for a while when it broke: nobody presses Stop in vain.
+    if (this._cancelled) this._socket._send({ type: "cancel", stream_id: this.id });
   }
 
   _say(type) {
-    // What is said while there is no line is said when there is one: nobody presses Stop in vain.
+    // What is said while there is no line is said when there is one.
     if (!this._socket._send({ type, stream_id: this.id })) this._waiting.push(type);
   }
 
@@ -147,8 +152,10 @@ export class Socket extends EventTarget {
     this._tell("connecting");
     const ws = new WebSocket(this._address, "millrace");
     this._ws = ws;
+    this._timer = setTimeout(() => this._cut(), CONNECT_MS);
     ws.onopen = () => {
       if (ws !== this._ws) return;
+      clearTimeout(this._timer);
       this._tell("open");
       this._beat();
       for (const stream of [...this._streams.values()]) stream._open();

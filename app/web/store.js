@@ -4,10 +4,14 @@
 // answer's text after its run is gone. Other tabs hear of every change, and so follow the same runs.
 
 const PREFIX = "millrace.conversation.";
+const THEME = "millrace.theme";
 const MOST = 40;
 const TEXT = 20_000;
 
-/** A new conversation with an agent: {id, agent, at, turns: [{question, runId, text, status}]}. */
+/**
+ * A new conversation with an agent: {id, agent, at, turns: [{question, runId, text, status}]}. A turn's `runId` is null
+ * until its run is heard of, its `status` until that is over; of one that was "refused" nothing is kept.
+ */
 export function begun(agent) {
   return { id: identifier(), agent, at: Date.now(), turns: [] };
 }
@@ -19,24 +23,47 @@ export function recall(id) {
 
 /** Keep a conversation, and let go of the oldest when there are too many. */
 export function keep(conversation) {
-  const turns = conversation.turns.map((turn) => ({ ...turn, text: (turn.text ?? "").slice(0, TEXT) }));
+  const heard = conversation.turns.filter((turn) => turn.status !== "refused");
+  const turns = heard.map((turn) => ({ ...turn, text: turn.text.slice(0, TEXT) }));
   const kept = { ...conversation, at: Date.now(), turns };
   try {
+    for (const old of remembered().slice(MOST)) localStorage.removeItem(PREFIX + old.id);
     localStorage.setItem(PREFIX + conversation.id, JSON.stringify(kept));
   } catch {
     // Full, or not allowed here: the page works, and forgets at a reload.
   }
-  for (const old of everything().slice(MOST)) forget(old.id);
-}
-
-/** Forget a conversation. */
-export function forget(id) {
-  localStorage.removeItem(PREFIX + id);
 }
 
 /** All conversations, the newest first. */
 export function remembered() {
-  return everything();
+  try {
+    const keys = Object.keys(localStorage).filter((key) => key.startsWith(PREFIX));
+    return keys
+      .map(read)
+      .filter(Boolean)
+      .sort((one, other) => other.at - one.at);
+  } catch {
+    return [];
+  }
+}
+
+/** The theme that was chosen: "light", "dark", or "" for the system's. */
+export function theme() {
+  try {
+    const found = localStorage.getItem(THEME);
+    return found === "light" || found === "dark" ? found : "";
+  } catch {
+    return "";
+  }
+}
+
+/** Keep the theme that was chosen. */
+export function keepTheme(chosen) {
+  try {
+    localStorage.setItem(THEME, chosen);
+  } catch {
+    // It holds until a reload.
+  }
 }
 
 /** Have `changed(id)` called when another tab has changed a conversation. */
@@ -52,20 +79,19 @@ export function identifier() {
   return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-function everything() {
-  try {
-    const keys = Object.keys(localStorage).filter((key) => key.startsWith(PREFIX));
-    return keys.map(read).filter(Boolean).sort((one, other) => other.at - one.at);
-  } catch {
-    return [];
-  }
-}
-
 function read(key) {
   try {
     const found = JSON.parse(localStorage.getItem(key));
-    return found && Array.isArray(found.turns) ? found : null;
+    return PREFIX + found.id === key && typeof found.agent === "string" && found.turns.every(isTurn) ? found : null;
   } catch {
-    return null;
+    return null; // not there, not allowed, or not ours
   }
+}
+
+function isTurn({ question, runId, text, status }) {
+  return typeof question === "string" && typeof text === "string" && [runId, status].every(isTextOrNull);
+}
+
+function isTextOrNull(value) {
+  return value === null || typeof value === "string";
 }

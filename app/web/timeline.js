@@ -29,8 +29,8 @@ const PUT_RIGHT = {
  * `items` in the order of their beginnings, each with `kind`, `start` and `end` (null while it goes on), and a node's
  * lane its letters a bin: `text` and `thought`. The items:
  *   {kind: "step", most, cut}                    a node at work; `most` of its steps at once; `cut` by the run's end
- *   {kind: "message", pieces, letters, thoughts, first, quiet, quietAt, discarded, usage}
- *   {kind: "tool", name, label, written, started, status, args, output, ms, progress}
+ *   {kind: "message", pieces, thoughts, quiet, quietAt, discarded, usage}
+ *   {kind: "tool", name, written, started, status, args, output, ms, progress}
  *   {kind: "branch", question, status, problem}
  *   {kind: "queued", position}, {kind: "paused", reason}, {kind: "gap", dropped}
  *   {kind: "mark", what: "first" | "retry" | "repair" | "discarded" | "error" | "interrupted" | "finished", text}
@@ -43,7 +43,6 @@ export class Timeline {
     this.first = null; // the first piece of the answer
     this.binMs = BIN_MS;
     this.pieces = 0;
-    this.letters = 0;
     this.dropped = 0;
     this.quiet = { ms: 0, at: 0 }; // the longest silence within a message
     this.tools = { count: 0, failed: 0, running: 0, most: 0, longest: null };
@@ -134,9 +133,8 @@ export class Timeline {
   _message(data, at) {
     let message = this._messages.get(data.message_id);
     if (!message || message.end !== null) {
-      const counts = { pieces: 0, letters: 0, thoughts: 0, first: null, quiet: 0, quietAt: at, heard: at };
-      const facts = { id: data.message_id, discarded: false, usage: null };
-      message = { kind: "message", start: at, end: null, ...facts, ...counts };
+      const counts = { pieces: 0, thoughts: 0, quiet: 0, quietAt: at, heard: at };
+      message = { kind: "message", start: at, end: null, discarded: false, usage: null, ...counts };
       this._messages.set(data.message_id, this._add(this._lane(data), message));
     }
     return message;
@@ -149,7 +147,6 @@ export class Timeline {
       this.first = at;
       this._add(this.run, { kind: "mark", what: "first", start: at, end: at, text: "" });
     }
-    message.first ??= at;
     if (at - message.heard > message.quiet) {
       message.quiet = at - message.heard;
       message.quietAt = message.heard;
@@ -157,9 +154,7 @@ export class Timeline {
     }
     message.heard = at;
     message.pieces += 1;
-    message.letters += letters;
     this.pieces += 1;
-    this.letters += letters;
     this.seen.add(bins);
     this._weigh(this._lane(data), bins, at, letters);
     return message;
@@ -184,7 +179,7 @@ export class Timeline {
   _call(data, at) {
     let call = this._calls.get(data.call_id);
     if (!call) {
-      const asked = { id: data.call_id, name: data.name ?? "tool", label: "", args: null, written: at };
+      const asked = { name: data.name ?? "tool", args: null, written: at };
       const made = { started: null, progress: 0, status: null, output: null, ms: null };
       call = { kind: "tool", start: at, end: null, ...asked, ...made };
       this._calls.set(data.call_id, call);
@@ -276,7 +271,7 @@ const TAKEN = {
   "object.field": (line, data, at) => line._piece(data, at, OBJECT_LETTERS, "text"),
   "tool.pending": (line, data, at) => {
     line._end("queued", at);
-    line._call(data, at).label = data.label;
+    line._call(data, at);
     line.seen.add("args");
   },
   "tool.args": (line, data, at) => {
@@ -296,7 +291,12 @@ const TAKEN = {
     const call = line._call(data, at);
     if (call.started !== null) line.tools.running -= 1;
     const waits = line._asked.has(data.call_id);
-    Object.assign(call, { end: at, status: waits ? "waiting" : data.status, output: data.output, ms: data.duration_ms });
+    Object.assign(call, {
+      end: at,
+      status: waits ? "waiting" : data.status,
+      output: data.output,
+      ms: data.duration_ms,
+    });
     if (call.status === "error") {
       line.tools.failed += 1;
       line.seen.add("failed");

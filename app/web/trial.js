@@ -18,8 +18,12 @@ export class Trial {
       el("h2", {}, "The connection"),
       this._state,
       this._offer("Drop my connection", "Cuts the line, as a tunnel or a bad network would.", (say) => this._drop(say)),
-      this._offer("Slow my reader down", "A very long answer, read slowly by this page. See the gap.", (say) => this._slow(say)),
-      this._offer("Open fifty tabs", "Fifty questions at once, as one user. See the 429.", (say, more) => this._tabs(say, more)),
+      this._offer("Slow my reader down", "A very long answer, read slowly by this page. See the gap.", (say) =>
+        this._slow(say),
+      ),
+      this._offer("Open fifty tabs", "Fifty questions at once, as one user. See the 429.", (say, more) =>
+        this._tabs(say, more),
+      ),
     );
     socket.addEventListener("state", () => this._tell());
     this._tell();
@@ -33,14 +37,23 @@ export class Trial {
       button.disabled = true;
       picture.replaceChildren();
       try {
-        await run((text) => (outcome.textContent = text), (element) => picture.replaceChildren(element));
+        await run(
+          (text) => (outcome.textContent = text),
+          (element) => picture.replaceChildren(element),
+        );
       } catch (error) {
         outcome.textContent = error.message;
       } finally {
         button.disabled = false;
       }
     });
-    return el("section", {}, el("div", { class: "trial-head" }, button, el("p", { class: "quiet" }, about)), outcome, picture);
+    return el(
+      "section",
+      {},
+      el("div", { class: "trial-head" }, button, el("p", { class: "quiet" }, about)),
+      outcome,
+      picture,
+    );
   }
 
   _tell() {
@@ -65,14 +78,20 @@ export class Trial {
     this._socket.drop();
     await this._opened();
     const away = performance.now() - began;
-    if (run === null) {
+    if (had === 0) {
       say(`Back after ${words.span(away)}. Ask something first, and drop the line in the middle of the answer.`);
       return;
     }
-    await until(() => run.last > had || run.over);
+    await until(() => run.last > had || this._chat.live?.run !== run);
     const first = run.frames.findIndex((frame) => frame.id > had);
+    if (first < 1) {
+      say(`Back after ${words.span(away)}, and the answer is over.`);
+      return;
+    }
     const [before, after] = [run.frames[first - 1]?.id, run.frames[first]?.id];
-    say(`Back after ${words.span(away)}: event ${before} was the last before, ${after} the first after. None is missing.`);
+    say(
+      `Back after ${words.span(away)}: event ${before} was the last before, ${after} the first after. None is missing.`,
+    );
   }
 
   _opened() {
@@ -90,9 +109,11 @@ export class Trial {
 
   async _slow(say) {
     const agent = this._agent();
-    if (!canBeSlow) throw new Error("This browser cannot hold a sender back; try it with: curl --limit-rate 2k (docs/events.md).");
+    if (!canBeSlow)
+      throw new Error("This browser cannot hold a sender back; try it with: curl --limit-rate 2k (docs/events.md).");
     if (this._chat.live) throw new Error("Wait for the answer's end, or stop it.");
-    if (agent.model !== "simulated") throw new Error("This needs an answer of 20,000 tokens in five seconds, and so simulated answers.");
+    if (agent.model !== "simulated")
+      throw new Error("This needs an answer of 20,000 tokens in five seconds, and so simulated answers.");
     const question = `Write a very long answer. [[${LONG}]]`;
     const row = await this._api(`agents/${encodeURIComponent(agent.name)}/runs`, {
       method: "POST",
@@ -103,6 +124,7 @@ export class Trial {
     const turn = this._chat.ask("A very long answer, read slowly", (on) =>
       followSlowly(this._api, this._address, row.run_id, on),
     );
+    if (turn === null) throw new Error("Another question was asked meanwhile. Stop it, and try again.");
     const { run } = turn;
     await until(() => run.over);
     say(
@@ -119,14 +141,19 @@ export class Trial {
     const agent = this._agent();
     if (!takesText(agent)) throw new Error("This agent wants objects; choose another one.");
     const paid = agent.model !== "simulated";
-    if (paid && !confirm("Answers here are not simulated: what is let through of these fifty runs costs money. Go on?")) return;
+    if (paid && !confirm("Answers here are not simulated: what is let through of these fifty runs costs money. Go on?"))
+      return;
     const tabs = Array.from({ length: TABS }, (_, at) => {
       const tab = el("li", { "data-state": "asking", title: `Tab ${at + 1}` }, String(at + 1));
       return { id: `tab-${at + 1}`, tab, state: "asking" };
     });
     show(el("ol", { class: "tabs", "aria-label": "Fifty tabs" }, ...tabs.map((one) => one.tab)));
     const refusals = await this._ask(agent, tabs, () => say(`${tally(tabs)}…`));
-    say(refusals.length ? `${tally(tabs)}. “${refusals[0].message}”` : `${tally(tabs)}. This server limits nobody's streams.`);
+    say(
+      refusals.length
+        ? `${tally(tabs)}. “${refusals[0].message}”`
+        : `${tally(tabs)}. This server limits nobody's streams.`,
+    );
   }
 
   /** A socket of its own, since fifty EventSources would wait for each other in the browser. */
@@ -136,7 +163,9 @@ export class Trial {
     return new Promise((resolve, reject) => {
       socket.onopen = () => {
         for (const { id } of tabs) {
-          socket.send(JSON.stringify({ type: "start", stream_id: id, agent: agent.name, input: "Write 40 words about a mill." }));
+          socket.send(
+            JSON.stringify({ type: "start", stream_id: id, agent: agent.name, input: "Write 40 words about a mill." }),
+          );
         }
       };
       socket.onmessage = (message) => {
@@ -145,7 +174,11 @@ export class Trial {
         if (!one) return;
         if (final) {
           refusals.push(data);
-          mark(one, data.code === "too_many_streams" || data.code === "rate_limited" ? "refused" : "failed", data.message);
+          mark(
+            one,
+            data.code === "too_many_streams" || data.code === "rate_limited" ? "refused" : "failed",
+            data.message,
+          );
         } else if (event === "run.started") mark(one, "streaming", "let through");
         else if (event === "run.finished") mark(one, "done", data.status);
         else return;

@@ -9,8 +9,9 @@ import { GRACE_S } from "./socket.js";
 const GONE = new Set(["run_expired", "unknown_run", "not_found"]);
 
 /**
- * One turn of a conversation. `saved` is what is remembered of it: {question, runId, text, status}; `on` is told
- * changed() when that is worth remembering anew, grew(), over(), again(question), resume(value, said), inspect(run).
+ * One turn of a conversation. `saved` is what is remembered of it, see store.js; `on` is told changed() when that is worth
+ * remembering anew, grew(), over(), again(question) or null, resume(value, said), inspect(run), and asked unheard() for the
+ * run on the thread that this page has not heard of, and waiting() for what the thread waits for.
  */
 export class Turn {
   constructor(socket, api, saved, on) {
@@ -22,8 +23,9 @@ export class Turn {
     this._socket = socket;
     this._api = api;
     this._on = on;
+    this._left = false;
     this.answer = new Answer(this.run, {
-      again: () => on.again(saved.question),
+      again: on.again && (() => on.again(saved.question)),
       resume: (value, said) => on.resume(value, said),
       inspect: () => on.inspect(this.run),
     });
@@ -39,8 +41,7 @@ export class Turn {
 
   /** Start the run: a run request with its `agent`. */
   start(request) {
-    this._request = { ...request, disconnect_grace_s: GRACE_S };
-    this._begun(this._socket.start(this._request, this._hears()));
+    this._begun(this._socket.start({ ...request, disconnect_grace_s: GRACE_S }, this._hears()));
   }
 
   /** Follow the run that is remembered: from its first event, since this page has heard none. */
@@ -53,18 +54,33 @@ export class Turn {
     this._begun(follow(this._hears()));
   }
 
-  /** What is remembered, where the run itself is known no longer. */
-  recall() {
-    const { text, status } = this.saved;
-    this.run.status = status ?? "completed";
-    const id = "remembered";
-    if (text) this.run.parts.push({ kind: "text", id, text, lane: "", done: true });
-    for (const part of this.run.parts) this.run.changed.add(part);
+  /** What is remembered, where the run itself is known no longer, or what was heard until then. */
+  async recall() {
+    const { status } = this.saved;
+    if (status === "interrupted") this.run.interrupts = await this._on.waiting();
+    if (status === null) {
+      this._fail({
+        code: "unknown",
+        message: "The server knows this run no longer: how it ended is not known.",
+        retryable: true,
+      });
+    } else {
+      this._showText();
+      this.run.status = status;
+    }
     paint(this._draw);
+  }
+
+  /** The page was left before it had heard of the run: it is followed if there is one, and else may be asked for again. */
+  async find() {
+    if (await this._found()) return;
+    const message = "The page was left before the server had taken this question.";
+    await this._refuse({ code: "unheard", message, retryable: true });
   }
 
   /** Stop following. */
   leave() {
+    this._left = true;
     this.stream?.detach();
     this.stream = null;
   }
@@ -100,42 +116,56 @@ export class Turn {
   }
 
   async _refuse(error) {
-    this._opened = this.stream?.openings ?? 0;
+    const repeated = this.stream?.openings > 1;
     this.stream = null;
-    const lost = this.saved.runId ?? null;
-    if (lost !== null && GONE.has(error.code)) {
-      this.recall();
-    } else if (error.code === "thread_busy" && this._request && (await this._rejoin())) {
-      return;
+    if (this.saved.runId !== null && GONE.has(error.code)) {
+      this._keepText();
+      await this.recall();
+    } else if (error.code === "thread_busy" && repeated && (await this._found())) {
+      return; // the line broke before `run.started`, and the start was sent again: it was the first that is on the thread
     } else {
       this.refused = error;
-      this.run.status = "failed";
-      this.answer.refuse(error);
+      if (this.saved.runId === null) this.saved.status = "refused";
+      this._fail(error);
     }
+    if (this._left) return;
+    this._on.changed();
     this._on.over();
   }
 
-  /** The line broke between a start and its `run.started`, and the start was sent again: the first one may be on the thread. */
-  async _rejoin() {
-    if (this._opened < 2 || this._rejoined) return false;
-    this._rejoined = true;
-    try {
-      const thread = await this._api(`threads/${encodeURIComponent(this._request.thread_id)}`);
-      if (!thread.run_id) return false;
-      this.saved.runId = thread.run_id;
-      this._on.changed();
-      this.join();
-      return true;
-    } catch {
-      return false;
-    }
+  async _found() {
+    const runId = await this._on.unheard();
+    if (runId === null || this._left) return false;
+    this.saved.runId = runId;
+    this._on.changed();
+    this.join();
+    return true;
+  }
+
+  _fail(error) {
+    this._showText();
+    this.run.status = "failed";
+    this.answer.refuse(error);
+  }
+
+  /** Show the text that is remembered, unless more than that was heard. */
+  _showText() {
+    const { run, saved } = this;
+    if (!saved.text || run.parts.length) return;
+    run.parts.push({ kind: "text", id: "remembered", text: saved.text, lane: "", done: true });
+    run.changed.add(run.parts[0]);
+  }
+
+  _keepText() {
+    const last = this.run.parts.findLast((part) => part.kind === "text" && part.lane === "");
+    if (last) this.saved.text = last.text;
   }
 
   async _end() {
     this.stream = null;
     if (this.run.dropped) await this._mend();
     this.saved.status = this.run.status;
-    this.saved.text = this.run.parts.findLast((part) => part.kind === "text" && part.lane === "")?.text ?? "";
+    this._keepText();
     this._update(); // now, so that nothing says that it is over before it is shown
     this._on.changed();
     this._on.over();

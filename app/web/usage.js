@@ -26,7 +26,7 @@ export class UsageView {
     this._period = 30;
     this._agent = "";
     this._asked = 0;
-    this._body = el("div", { class: "usage-body" });
+    this._body = el("div", { class: "usage-body", tabindex: -1 });
     this._periods = PERIODS.map((days) =>
       el(
         "button",
@@ -58,7 +58,9 @@ export class UsageView {
     const drawn = await this._ask().catch((error) => [this._failed(error)]);
     if (asked !== this._asked) return; // another period was chosen meanwhile, or another view
     this._body.removeAttribute("aria-busy");
+    const within = this._body.contains(document.activeElement);
     this._body.replaceChildren(...drawn);
+    if (within) this._body.focus(); // the button that was pressed there is gone
   }
 
   /** Let go of an answer that is still to come. */
@@ -310,9 +312,7 @@ function todayPanel(today) {
 
 function renewal(seconds) {
   const here = new Date(Date.now() + seconds * 1000).toLocaleTimeString("en-GB", { timeStyle: "short" });
-  const minutes = Math.ceil(seconds / 60);
-  const left = minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
-  return `The budget is renewed in ${left}, at 00:00 UTC (${here} here).`;
+  return `The budget is renewed in ${span(seconds * 1000)}, at 00:00 UTC (${here} here).`;
 }
 
 function meter(name, spent, most, told) {

@@ -3,12 +3,23 @@
 import { el } from "./dom.js";
 
 const MOST = 200;
+const DEEPEST = 8;
+const LINE = 400;
+const LONGEST = 4000;
 
-/** A value as nested lists of names and values. Of a very long list the beginning. */
-export function asTree(value) {
-  if (Array.isArray(value)) return asList(value);
-  if (value !== null && typeof value === "object") return asNames(value);
+/** A value as nested lists of names and values. Of what is very long the beginning, of what is very deep a line. */
+export function asTree(value, depth = 0) {
+  if (value !== null && typeof value === "object") {
+    if (depth === DEEPEST) return el("code", {}, shortened(value, LINE));
+    return Array.isArray(value) ? asList(value, depth + 1) : asNames(value, depth + 1);
+  }
+  if (typeof value === "string" && value.length > LONGEST) return folded(value, LINE);
   return el("span", { class: `value-${value === null ? "null" : typeof value}` }, plain(value));
+}
+
+/** A long text, of which so many characters are seen until it is unfolded. */
+export function folded(text, length) {
+  return el("details", {}, el("summary", {}, shortened(text, length)), el("pre", { tabindex: 0 }, text));
 }
 
 /** A value in one line of so many characters. */
@@ -17,18 +28,21 @@ export function shortened(value, length) {
   return text.length <= length ? text : `${text.slice(0, length - 1)}…`;
 }
 
-function asList(values) {
+function asList(values, depth) {
   if (values.length === 0) return el("span", { class: "value-null" }, "none");
-  const shown = values.slice(0, MOST).map((one) => el("li", {}, asTree(one)));
+  const shown = values.slice(0, MOST).map((one) => el("li", {}, asTree(one, depth)));
   const rest = values.length > MOST ? [el("li", {}, `… and ${values.length - MOST} more`)] : [];
   return el("ol", { class: "value-list" }, ...shown, ...rest);
 }
 
-function asNames(values) {
+function asNames(values, depth) {
   const entries = Object.entries(values);
   if (entries.length === 0) return el("span", { class: "value-null" }, "nothing");
-  const rows = entries.slice(0, MOST).map(([name, one]) => el("div", {}, el("dt", {}, name), el("dd", {}, asTree(one))));
-  return el("dl", { class: "value-names" }, ...rows);
+  const shown = entries.slice(0, MOST);
+  const rows = shown.map(([name, one]) => el("div", {}, el("dt", {}, name), el("dd", {}, asTree(one, depth))));
+  const rest =
+    entries.length > MOST ? [el("div", {}, el("dt", {}, "…"), el("dd", {}, `${entries.length - MOST} more`))] : [];
+  return el("dl", { class: "value-names" }, ...rows, ...rest);
 }
 
 function plain(value) {

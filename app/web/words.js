@@ -11,9 +11,12 @@ export function count(value) {
 /** A span of time given in milliseconds. */
 export function span(ms) {
   if (ms === null || ms === undefined) return "–";
-  if (ms < 1000) return `${whole.format(ms)} ms`;
-  if (ms < 60_000) return `${tenths.format(ms / 1000)} s`;
-  return `${Math.floor(ms / 60_000)} min ${whole.format((ms % 60_000) / 1000)} s`;
+  if (Math.round(ms) < 1000) return `${whole.format(ms)} ms`;
+  if (ms < 59_950) return `${tenths.format(ms / 1000)} s`;
+  const seconds = Math.round(ms / 1000);
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
+  const minutes = Math.round(seconds / 60);
+  return `${whole.format(Math.floor(minutes / 60))} h ${minutes % 60} min`;
 }
 
 /** Tokens in a second. */

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from browsing import Opens, simulated
+from browsing import Opens, ask, over, simulated
 from playwright.sync_api import BrowserContext, Page, expect
 from serving import Served
 
@@ -16,11 +16,6 @@ LONG = "Write a long answer. [[tokens=200&tokens_per_second=40]]"
 
 def talk(server: Served, agent: str = "assistant") -> str:
     return f"{server.url}/#/chat/{agent}"
-
-
-def ask(page: Page, text: str) -> None:
-    page.get_by_label("Message").fill(text)
-    page.keyboard.press("Enter")
 
 
 def answer(page: Page, at: int = -1) -> str:
@@ -35,10 +30,6 @@ def written(page: Page, words: int) -> None:
         "words => (document.querySelector('.answer:last-child .md')?.innerText ?? '').split(/\\s+/).length >= words",
         arg=words,
     )
-
-
-def over(page: Page) -> None:
-    expect(page.get_by_role("button", name="Send")).to_be_visible()
 
 
 def run_id(page: Page) -> str:
@@ -247,9 +238,7 @@ def test_a_second_tab_joins_the_run_and_hears_of_the_next_one(server: Served, op
     assert answer(second) == answer(first)
 
 
-def test_a_browser_that_remembers_nothing_has_the_conversation_from_the_server(
-    server: Served, opened: Opens, browser: object
-) -> None:
+def test_a_browser_that_remembers_nothing_has_the_conversation_from_the_server(server: Served, opened: Opens) -> None:
     page = opened(talk(server))
     ask(page, "What is 17*23?")
     over(page)
