@@ -1,8 +1,14 @@
 """The page among what means it no good, and what merely goes wrong: each a thing that somebody's browser will meet."""
 
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +22,10 @@ from langgraph.types import interrupt
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from scripted import Scripted, say
 from serving import Served, serving
+from story import Eventually
 from typing_extensions import TypedDict
+
+ROOT = Path(__file__).resolve().parents[2]
 
 LONG = "Write a long answer. [[tokens=400&tokens_per_second=40]]"
 
@@ -365,21 +374,45 @@ def test_a_run_that_the_server_knows_no_longer_is_told_to_be_so(opened: Opens) -
         expect(form).to_contain_text("send_email")  # the thread still waits, and the server has what for
 
 
-def test_a_server_that_died_in_mid_answer_leaves_what_was_written_and_says_so(opened: Opens, server: Served) -> None:
-    page = opened(talk(server))
-    ask(page, LONG)
-    written(page, 5)
-    run_id = stored(page)["turns"][-1]["runId"]
-    del server.runner._runs[run_id]  # as after a restart
-    page.get_by_role("button", name="Connected").click()
-    page.get_by_role("button", name="Drop my connection").click()
-    page.keyboard.press("Escape")
-    expect(page.locator(".problem")).to_contain_text("how it ended is not known")
-    text = page.locator(".turn .md").inner_text()
-    assert text
-    page.reload()
-    expect(page.locator(".problem")).to_contain_text("how it ended is not known")
-    assert page.locator(".turn .md").inner_text().split()[:5] == text.split()[:5]
+@contextmanager
+def process(folder: Path, port: int, eventually: Eventually) -> Iterator[subprocess.Popen[bytes]]:
+    """A server of its own, to be killed; what it kept in ``folder`` the next one has."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("MILLRACE_", "OPENAI_"))}
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
+    environment = {**ours, "PYTHONPATH": str(ROOT), "MILLRACE_SIMULATED_TOKENS_PER_SECOND": "40"}
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL) as one:
+        try:
+            eventually(lambda: answers(f"http://127.0.0.1:{port}/health/ready"))
+            yield one
+        finally:
+            one.kill()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_a_server_that_died_in_mid_answer_leaves_what_was_written_and_says_so(
+    opened: Opens, tmp_path: Path, eventually: Eventually
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with process(tmp_path, port, eventually):
+        page = opened(
+            f"http://127.0.0.1:{port}/#/chat/assistant", "ERR_CONNECTION_REFUSED", "WebSocket connection", "410"
+        )
+        ask(page, LONG)
+        written(page, 5)
+    with process(tmp_path, port, eventually):
+        expect(page.locator(".problem")).to_contain_text("how it ended is not known")
+        text = page.locator(".turn .md").inner_text()
+        assert text
+        page.reload()
+        expect(page.locator(".problem")).to_contain_text("how it ended is not known")
+        assert page.locator(".turn .md").inner_text().split()[:5] == text.split()[:5]
 
 
 # -- ways about the page ----------------------------------------------------------------------------------------------
