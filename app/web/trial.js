@@ -148,17 +148,14 @@ export class Trial {
       return { id: `tab-${at + 1}`, tab, state: "asking" };
     });
     show(el("ol", { class: "tabs", "aria-label": "Fifty tabs" }, ...tabs.map((one) => one.tab)));
-    const refusals = await this._ask(agent, tabs, () => say(`${tally(tabs)}…`));
-    say(
-      refusals.length
-        ? `${tally(tabs)}. “${refusals[0].message}”`
-        : `${tally(tabs)}. This server limits nobody's streams.`,
-    );
+    const refusals = [];
+    const tell = () => say(`${tally(tabs)}. ${refusals.length ? `“${refusals[0].message}”` : ""}`);
+    await this._ask(agent, tabs, refusals, tell);
+    if (!refusals.length) say(`${tally(tabs)}. This server limits nobody's streams.`);
   }
 
   /** A socket of its own, since fifty EventSources would wait for each other in the browser. */
-  _ask(agent, tabs, changed) {
-    const refusals = [];
+  _ask(agent, tabs, refusals, changed) {
     const socket = new WebSocket(this._address, "millrace");
     return new Promise((resolve, reject) => {
       socket.onopen = () => {
@@ -185,7 +182,7 @@ export class Trial {
         changed();
         if (tabs.every((tab) => tab.state !== "asking" && tab.state !== "streaming")) socket.close();
       };
-      socket.onclose = () => resolve(refusals);
+      socket.onclose = () => resolve();
       socket.onerror = () => reject(new Error("The connection for the fifty tabs could not be opened."));
     });
   }
