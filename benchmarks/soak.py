@@ -26,8 +26,8 @@ import harness
 from endings import ENDINGS, LONG, Base, Bench
 from harness import told
 
-WARM_UP = 1 / 6
-"""This part of the time is not judged: caches fill, and the allocator finds its size."""
+WARM_UP = 1 / 3
+"""This part of the time is not judged: caches fill, each thread gets a heap, and the allocator finds its size."""
 
 EVERY_S = 5.0
 SLOWLY = "[[tokens=100&tokens_per_second=10]] go on"
