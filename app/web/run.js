@@ -98,36 +98,31 @@ export class Run {
     return part;
   }
 
-  _text(kind, data) {
-    const key = `${kind} ${data.message_id}`;
-    let part = this._texts.get(key);
+  /** The part that `kept` has under this key, or a new one that begins as `fresh` says; it is about to change. */
+  _part(kept, key, fresh) {
+    let part = kept.get(key);
     if (!part) {
-      part = this._add({ kind, id: data.message_id, text: "", lane: laneOf(data), done: false });
-      this._texts.set(key, part);
+      part = this._add(fresh);
+      kept.set(key, part);
     }
-    part.text += data.text;
     this.changed.add(part);
+    return part;
+  }
+
+  _text(kind, data) {
+    const fresh = { kind, id: data.message_id, text: "", lane: laneOf(data), done: false };
+    this._part(this._texts, `${kind} ${data.message_id}`, fresh).text += data.text;
   }
 
   _tool(data) {
-    let part = this._tools.get(data.call_id);
-    if (!part) {
-      const fresh = { label: "", args: null, written: "", status: "pending", output: null, ms: null, progress: [] };
-      part = this._add({ kind: "tool", id: data.call_id, name: data.name ?? "", lane: laneOf(data), ...fresh });
-      this._tools.set(data.call_id, part);
-    }
-    this.changed.add(part);
-    return part;
+    const about = { kind: "tool", id: data.call_id, name: data.name ?? "", lane: laneOf(data) };
+    const begun = { label: "", args: null, written: "", status: "pending", output: null, ms: null, progress: [] };
+    return this._part(this._tools, data.call_id, { ...about, ...begun });
   }
 
   _object(data) {
-    let part = this._objects.get(data.message_id);
-    if (!part) {
-      part = this._add({ kind: "object", id: data.message_id, value: null, fields: 0, lane: laneOf(data) });
-      this._objects.set(data.message_id, part);
-    }
-    this.changed.add(part);
-    return part;
+    const fresh = { kind: "object", id: data.message_id, value: null, fields: 0, lane: laneOf(data) };
+    return this._part(this._objects, data.message_id, fresh);
   }
 
   _note(text, data) {

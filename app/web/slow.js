@@ -14,19 +14,22 @@ export const canBeSlow = "WebSocketStream" in globalThis;
 export function followSlowly(api, address, runId, on) {
   const line = new WebSocketStream(String(address), { protocols: ["millrace"] });
   const tell = (verb) => () => void api(`runs/${runId}/${verb}`, { method: "POST" }).catch(() => null);
+  line.closed.catch(() => null); // told by what reads
   let left = false;
   let over = false;
-  void read().catch(
-    (error) => left || on.refused({ code: "lost", message: `The slow reader failed: ${error.message}` }),
-  );
-  void api(`runs/${runId}/result?wait=true`).then(
-    () => (over = true),
-    () => (over = true),
-  );
   const leave = () => {
     left = true;
     line.close();
   };
+  void read().catch((error) => {
+    if (left) return;
+    leave();
+    on.refused({ code: "lost", message: `The slow reader failed: ${error.message}` });
+  });
+  void api(`runs/${runId}/result?wait=true`).then(
+    () => (over = true),
+    () => (over = true),
+  );
   return { openings: 1, cancel: tell("cancel"), pause: tell("pause"), continue: tell("continue"), detach: leave };
 
   async function read() {
@@ -35,10 +38,11 @@ export function followSlowly(api, address, runId, on) {
     const reader = readable.getReader();
     for (;;) {
       const { value, done } = await reader.read();
-      if (done) break;
+      if (done) throw new Error("the line broke");
       const frame = JSON.parse(value);
-      if (frame.id !== undefined) on.frame(frame);
-      if (frame.event === "run.finished" || frame.final) break;
+      if (frame.final) throw new Error(frame.data.message);
+      on.frame(frame);
+      if (frame.event === "run.finished") break;
       if (!over) await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
     }
     leave();
