@@ -7,7 +7,6 @@ closed in the reverse order. To embed it, pass the settings and the agents. To d
 """
 
 import asyncio
-import gc
 import logging
 import signal
 import threading
@@ -32,6 +31,7 @@ from app.eventlog.base import Lag
 from app.limits.door import Door
 from app.limits.gate import Gate
 from app.limits.policy import Limits, Policy, load
+from app.memory import frugal
 from app.routes import errors
 from app.routes.access import Access
 from app.routes.agents import agent_routes
@@ -75,9 +75,6 @@ logger = logging.getLogger("millrace")
 
 CONNECTIONS = ConnectionLimits(max_connections=None, max_keepalive_connections=1000)
 """To the model provider: as many as there are calls, which the gate bounds."""
-
-SELDOM = (10_000, 10, 20)
-"""After how many new objects the young are collected, and after how many of these collections the older."""
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -191,7 +188,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as closing:
-            closing.enter_context(_seldom_collecting())
+            closing.enter_context(frugal())
             if simulator is not None:
                 simulator.start()
                 closing.callback(simulator.stop)
@@ -213,25 +210,6 @@ def _lifespan(
             yield
 
     return lifespan
-
-
-@contextmanager
-def _seldom_collecting() -> Iterator[None]:
-    """Have Python look for cycles among its objects seldom, and never again among those that are there for good.
-
-    A full collection walks every object there is and stops the server meanwhile: 120 to 350 ms idle, 1.6 s in every 5 s
-    with 500 live runs (measured). What a run leaves behind is freed by its reference counts, or by the collections of
-    the young, which are cheap. That memory stays flat so is shown by ``benchmarks/soak.py``.
-    """
-    before = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*SELDOM)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 @contextmanager

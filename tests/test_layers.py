@@ -12,6 +12,7 @@ HOUSE: dict[str, set[str]] = {
     "app.errors": set(),
     "app.telemetry": set(),
     "app.settings": set(),
+    "app.memory": set(),
     "app.simulator": set(),
     "app.targets": {"app.errors"},
     "app.tomlfile": set(),
