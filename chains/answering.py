@@ -416,6 +416,7 @@ class Streaming(Answering):
         call = _begun(run_manager)
         if call is None:
             return super()._stream(messages, stop, run_manager, **kwargs)
+        call.asks = caller(sys._getframe(1))  # noqa: SLF001
         call.stream = self._answer(call, messages, stop, run_manager, kwargs)
         return call.stream
 
@@ -443,6 +444,8 @@ class Streaming(Answering):
     ) -> Generator[ChatGenerationChunk]:
         """What the reader gets; reported here, and not by the class behind, which knows neither joint nor attempts."""
         messages, kwargs, continuation = self._asked(call, messages, kwargs)
+        if call.asks is not None and continuation is None:
+            call.shortcut = call.asks.shortcut(call.control)
         attempts = self._attempts(call, messages, stop, kwargs)
         with closing(_joined(continuation, attempts) if continuation else attempts) as chunks:
             for chunk in chunks:

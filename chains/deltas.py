@@ -75,6 +75,11 @@ class Answer:
             self.settle()
         self.chunks.append(_whole(chunk))
 
+    def take(self) -> Iterator[Any]:
+        """The chunks that LangChain has not had."""
+        while self.chunks:
+            yield self.chunks.popleft()
+
     def settle(self) -> None:
         """Have LangChain told what was said, as one chunk."""
         if self._said:
@@ -181,15 +186,25 @@ def _loads(data: bytes) -> Any:
 
 
 class SyncDeltas(Stream[object]):
-    """The same of a synchronous call, which has no shortcut."""
+    """The client's own stream, of plain dicts. Errors and their order are those of the stock one."""
 
     @override
     def __stream__(self) -> Iterator[object]:
-        return map(_whole, super().__stream__())
+        answer = Answer(asked.get() or Asked(None, None))
+        try:
+            for chunk in super().__stream__():
+                answer.hear(chunk)
+                yield from answer.take()
+        except Exception:
+            answer.settle()
+            yield from answer.take()
+            raise
+        answer.settle()
+        yield from answer.take()
 
 
 class Deltas(AsyncStream[object]):
-    """The client's own stream, of plain dicts. Errors and their order are those of the stock one."""
+    """The same of an asynchronous call."""
 
     @override
     async def __stream__(self) -> AsyncIterator[object]:
@@ -197,8 +212,8 @@ class Deltas(AsyncStream[object]):
         more = _more(super().__stream__(), answer) if body is None else self._pushed(answer, body)
         async with aclosing(more) as batches:
             async for _ in batches:
-                while answer.chunks:
-                    yield answer.chunks.popleft()
+                for chunk in answer.take():
+                    yield chunk
 
     async def _pushed(self, answer: Answer, body: Body) -> AsyncGenerator[None]:
         """Ends a step whenever there are chunks; the bytes are read as they come, in no task."""

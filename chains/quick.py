@@ -8,13 +8,14 @@ This rests on how openai and langchain-openai are made inside. So the whole is t
 used; where the stock way and this one differ, there is one warning, and the stock way stays.
 """
 
+import asyncio
 import logging
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, closing
 from inspect import signature
 from pathlib import Path
-from types import FunctionType
+from types import FrameType, FunctionType
 from typing import Any, NamedTuple
 from uuid import UUID
 from weakref import WeakSet
@@ -123,25 +124,27 @@ def _astream(stock: Callable[..., Any], used: WeakSet[Any]) -> Callable[..., Asy
             used.add(client._client)  # noqa: SLF001
             self.async_client = QuickCompletions(client)
         timeout_s = self.stream_chunk_timeout
-        shortcut = shortcut_for(sys._getframe(1)) if _reads_as_ever(type(self)) else None  # noqa: SLF001
-        asks = Asked(shortcut, timeout_s / OF_ITS_TIMEOUT if timeout_s else None)
+        asks = Asked(_shortcut(self, sys._getframe(1)), timeout_s / OF_ITS_TIMEOUT if timeout_s else None)  # noqa: SLF001
         return _aquick(stock(self, *args, **kwargs), asks)
 
     setattr(astream, _USED, used)
     return astream
 
 
-def _reads_as_ever(kind: type[BaseChatOpenAI]) -> bool:
-    """Whether the class makes of a chunk what ChatOpenAI does; one for another provider may find more in it."""
+def _shortcut(model: BaseChatOpenAI, frame: FrameType) -> Shortcut | None:
+    """That of the call which ``frame`` makes, if its class makes of a chunk what ChatOpenAI does.
+
+    One for another provider may find more in it.
+    """
     name = "_convert_chunk_to_generation_chunk"
-    return getattr(kind, name) is getattr(BaseChatOpenAI, name)
+    return shortcut_for(frame) if getattr(type(model), name) is getattr(BaseChatOpenAI, name) else None
 
 
 def _stream(stock: Callable[..., Any], _: WeakSet[Any]) -> Callable[..., Iterator[ChatGenerationChunk]]:
     def stream(self: BaseChatOpenAI, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
         if type(self.client) is Completions:
             self.client = QuickSyncCompletions(self.client._client)  # noqa: SLF001
-        return _quick(stock(self, *args, **kwargs))
+        return _quick(stock(self, *args, **kwargs), Asked(_shortcut(self, sys._getframe(1)), None))  # noqa: SLF001
 
     return stream
 
@@ -160,9 +163,9 @@ async def _aquick(stream: _Chunks, asks: Asked) -> _Chunks:
                 yield chunk
 
 
-def _quick(stream: _SyncChunks) -> _SyncChunks:
+def _quick(stream: _SyncChunks, asks: Asked) -> _SyncChunks:
     with closing(stream):
-        token = asked.set(Asked(None, None))
+        token = asked.set(asks)
         try:
             chunk = next(stream, None)
         finally:
@@ -237,9 +240,9 @@ async def _install(stock: Mapping[str, Any], used: WeakSet[Any], deaf: Deaf) -> 
         return "the requests differ"
     if found.chunks != expected.chunks:
         return "the chunks differ"
-    if found.message != expected.message:
+    if found.messages != expected.messages:
         return "the messages differ"
-    if found.promised_id != found.message_id or (found.said != _TEXT and not get_debug()):
+    if found.promised_ids != found.message_ids or (found.said != _TEXT * len(found.messages) and not get_debug()):
         return "text has no shortcut"
     return None if quickened else "the client has another transport"
 
@@ -265,13 +268,15 @@ _CHOICES: Sequence[Any] = (
 
 
 class _Trial(NamedTuple):
-    """What an answer came to: requests and chunks, an ``ainvoke``'s message, and what was said past LangChain."""
+    """What an answer came to: requests and chunks, messages of ``ainvoke`` and ``invoke``, and all that was said past
+    LangChain.
+    """
 
     asked: list[Any]
     chunks: list[ChatGenerationChunk]
-    message: tuple[Any, ...]
-    message_id: str | None
-    promised_id: str
+    messages: list[tuple[Any, ...]]
+    message_ids: list[str | None]
+    promised_ids: list[str]
     said: str
 
 
@@ -294,6 +299,7 @@ async def _tried(deaf: Deaf) -> _Trial:
 
             async def ask(_: str) -> None:
                 answers.append(await model.ainvoke("?"))
+                answers.append(await asyncio.to_thread(model.invoke, "?"))
 
             apart = {"extra_headers": {"x-a": "1"}, "extra_query": {"a": "1"}, "extra_body": {"a": 1}, "timeout": 9.0}
             request: Any = {"messages": _CONVERSATION, "tools": [_TOOL], "stop": ["."], **apart}
@@ -303,9 +309,8 @@ async def _tried(deaf: Deaf) -> _Trial:
             with tracing_context(enabled=False):
                 async for _ in RunnableLambda(ask).astream_events("", config, version="v2"):
                     pass
-    (message,) = answers
-    told = (message.content, message.tool_calls, message.response_metadata, message.usage_metadata)
-    return _Trial(requests, chunks, told, message.id, shortcuts.promised_id, "".join(shortcuts.said))
+    told = [(one.content, one.tool_calls, one.response_metadata, one.usage_metadata) for one in answers]
+    return _Trial(requests, chunks, told, [one.id for one in answers], shortcuts.promised_ids, "".join(shortcuts.said))
 
 
 def _answer() -> httpx2.Response:
@@ -320,11 +325,11 @@ class _Listener:
 
     def __init__(self, deaf: Deaf) -> None:
         self.said: list[str] = []
-        self.promised_id = ""
+        self.promised_ids: list[str] = []
         self._deaf = deaf
 
     def shortcut(self, _: UUID, message_id: str, handlers: Sequence[object], *, seen: bool) -> Shortcut | None:
-        self.promised_id = message_id
+        self.promised_ids.append(message_id)
         return self if self._deaf(handlers) else None
 
     def say(self, text: str) -> bool:

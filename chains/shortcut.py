@@ -5,9 +5,9 @@ what all the rest of a token costs, for text that most often nobody but the read
 from the reader of the provider's bytes (``chains.deltas``) to whoever shows it, a server's run. LangChain is given the
 same, as one chunk, when something else comes or the stream ends.
 
-A shortcut is asked for in an ``ainvoke``, where no code of a user's sees the chunks, and in calls of the models that
-``chains.answering`` serves, where the run decides whether that matters. Who refuses a text gets this and all that
-follows the usual way.
+A shortcut is asked for in an ``ainvoke`` or ``invoke``, where no code of a user's sees the chunks, and in calls of the
+models that ``chains.answering`` serves, where the run decides whether that matters. Who refuses a text gets this and
+all that follows the usual way.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from types import CodeType, FrameType
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables.config import ensure_config
 
@@ -49,18 +49,28 @@ class Caller(NamedTuple):
     """LangChain's public method that asks a model for its stream, and the manager of the call's callbacks."""
 
     code: CodeType
-    manager: AsyncCallbackManagerForLLMRun
+    manager: AsyncCallbackManagerForLLMRun | CallbackManagerForLLMRun
+
+    @property
+    def sees(self) -> bool:
+        """Whether whoever called that reads the answer chunk by chunk."""
+        return self.code not in _INVOKES
 
     def shortcut(self, shortcuts: Shortcuts | None) -> Shortcut | None:
         """The call's shortcut, if there is anybody to give one."""
         run_id = self.manager.run_id
         if shortcuts is None:
             return None
-        return shortcuts.shortcut(run_id, f"lc_run--{run_id}", self.manager.handlers, seen=self.code is not AINVOKES)
+        return shortcuts.shortcut(run_id, f"lc_run--{run_id}", self.manager.handlers, seen=self.sees)
 
 
-AINVOKES: CodeType | None = getattr(getattr(BaseChatModel, "_agenerate_with_cache", None), "__code__", None)
-_CALLERS = (AINVOKES, getattr(BaseChatModel.astream, "__code__", None))
+def _codes(*names: str) -> tuple[CodeType | None, ...]:
+    return tuple(getattr(getattr(BaseChatModel, name, None), "__code__", None) for name in names)
+
+
+_INVOKES = _codes("_agenerate_with_cache", "_generate_with_cache")
+_CALLERS = (*_INVOKES, *_codes("astream", "stream"))
+_MANAGERS = (AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun)
 
 
 def caller(frame: FrameType | None) -> Caller | None:
@@ -71,20 +81,20 @@ def caller(frame: FrameType | None) -> Caller | None:
     while frame is not None and frame.f_globals.get("__name__", "").startswith("langchain_"):
         if frame.f_code in _CALLERS:
             manager = frame.f_locals.get("run_manager")
-            return Caller(frame.f_code, manager) if isinstance(manager, AsyncCallbackManagerForLLMRun) else None
+            return Caller(frame.f_code, manager) if isinstance(manager, _MANAGERS) else None
         frame = frame.f_back
     return None
 
 
 def shortcut_for(frame: FrameType) -> Shortcut | None:
-    """The shortcut of the call whose stream ``frame`` asks for: in our own models' context, else for an ``ainvoke``.
+    """The shortcut of the call whose stream ``frame`` asks for: in our own models' context, else where it is invoked.
 
-    Between an ``ainvoke`` and here there is no code of others, and nobody but LangChain sees the chunks.
+    Between an ``ainvoke`` or ``invoke`` and here there is no code of others, and nobody but LangChain sees the chunks.
     """
     shortcut = shortcut_ahead.get()
     if shortcut is not None:
         return shortcut
     called = caller(frame)
-    if called is None or called.code is not AINVOKES:
+    if called is None or called.sees:
         return None
     return called.shortcut(ensure_config().get("configurable", {}).get(CONTROL))

@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from serving import serving
 
 from app.memory import LARGE, SELDOM, frugal
 from app.simulator.server import Simulator
-from tests.serving import serving
 
 COUNTED = """
 import ctypes

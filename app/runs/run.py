@@ -45,7 +45,7 @@ from app.runs.failure import Failure
 from app.runs.message import Held
 from app.runs.passage import Passage
 from app.runs.scope import Ending, Scope
-from app.runs.shortcut import Shortcut, are_deaf
+from app.runs.shortcut import Overheard, Shortcut, are_deaf
 from app.runs.tap import Tap
 from app.runs.translate import Translator
 from app.runs.usage import Meter, now_ms
@@ -156,6 +156,7 @@ class Run:
         self._lag = lag
         self._pause_wanted: str | None = None
         self._early: dict[str, list[tuple[Shortcut, str]]] = {}
+        self._overflow: LogFull | None = None
         self._spell = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._translator = Translator(agent.labels, self.meter)
@@ -190,6 +191,8 @@ class Run:
 
     def feed(self, raw: Any, tap: Tap | None = None) -> None:
         """One of LangChain's events: append what it stands for, and show it to a ``tap`` that wants to know."""
+        if self._overflow is not None:
+            raise self._overflow
         if self.scope.pausing is not None:
             return  # what comes after the pause was decided is generated anew
         for event in self._translator.feed(raw, now_ms()):
@@ -205,15 +208,17 @@ class Run:
         """A way for a model call's plain text past LangChain; ``None`` where somebody listens to every chunk.
 
         ``message_id`` is what LangChain will call the answer. ``seen``: whoever calls reads it chunk by chunk; only of
-        Millrace's own agents is it known that this makes no difference. A node that is called in a thread may have a
-        loop of its own, from which nothing may be said here.
+        Millrace's own agents is it known that this makes no difference. A node in a thread may have a loop of its own,
+        whose calls have none.
         """
         if not self.direct or self.meter not in handlers or (seen and not self.agent.served_model):
             return None
-        if asyncio.get_running_loop() is not self._loop:
+        loop = _running_loop()
+        if loop is not None and loop is not self._loop:
             return None
         others = [one for one in handlers if one is not self.meter and one is not self.passage]
-        return Shortcut(self, call, message_id, self._spell) if are_deaf(others) else None
+        kind = Overheard if loop is None else Shortcut
+        return kind(self, call, message_id, self._spell) if are_deaf(others) else None
 
     def hear(self, shortcut: Shortcut, text: str) -> bool:
         """A piece of plain text that has come by a call's shortcut. False: it must come the usual way, and can fail.
@@ -221,18 +226,48 @@ class Run:
         What comes before LangChain's event stream has told of the call waits for that. A run that ends, or stands
         still, refuses it: the callbacks stop the call, also one in a task that the graph's cancel does not reach.
         """
-        if self.finished or self.scope.over or shortcut.spell != self._spell:
+        if not self._hears(shortcut):
             return False
         try:
-            if self._translator.begun(shortcut.run_id):
-                self._tell(shortcut, text)
-            else:
-                self._early.setdefault(shortcut.run_id, []).append((shortcut, text))
+            self._take(shortcut, text)
         except LogFull:
             return False
         self.meter.hear(shortcut.call, text)
         self._look_for_pause()
         return True
+
+    def overhear(self, shortcut: Shortcut, text: str) -> bool:
+        """The same of a call that is made in a thread, where it is counted, as LangChain's callbacks are called there.
+
+        It is told on the run's loop, in the order in which it came: before LangChain's event stream, which takes the
+        same way, tells of it. By then it cannot be refused any more: a run that is over, or stands still, passes over
+        it, and one whose log has no room fails at the next event.
+        """
+        if not self._hears(shortcut) or self._loop is None:
+            return False
+        self.meter.hear(shortcut.call, text)
+        try:
+            self._loop.call_soon_threadsafe(self._hear_late, shortcut, text)
+        except RuntimeError:  # the thread has outlived the loop
+            return False
+        return True
+
+    def _hear_late(self, shortcut: Shortcut, text: str) -> None:
+        if self._overflow is None and self._hears(shortcut):
+            try:
+                self._take(shortcut, text)
+            except LogFull as error:
+                self._overflow = error
+            self._look_for_pause()
+
+    def _hears(self, shortcut: Shortcut) -> bool:
+        return not self.finished and not self.scope.over and shortcut.spell == self._spell
+
+    def _take(self, shortcut: Shortcut, text: str) -> None:
+        if self._translator.begun(shortcut.run_id):
+            self._tell(shortcut, text)
+        else:
+            self._early.setdefault(shortcut.run_id, []).append((shortcut, text))
 
     def _tell(self, shortcut: Shortcut, text: str) -> None:
         for event in self._translator.say(shortcut.run_id, shortcut.message_id, text, now_ms()):
@@ -485,6 +520,13 @@ class Run:
             "object": other,
             "usage": codec.plain(self.usage),
         }
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _answer(output: Any) -> tuple[str | None, Any, Any]:

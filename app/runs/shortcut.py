@@ -12,6 +12,7 @@ from uuid import UUID
 
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.tracers import event_stream
+from typing_extensions import override
 
 
 class Ear(Protocol):
@@ -19,6 +20,9 @@ class Ear(Protocol):
 
     def hear(self, shortcut: "Shortcut", text: str) -> bool:
         """A piece of the text of the shortcut's call. False: it must come the usual way."""
+
+    def overhear(self, shortcut: "Shortcut", text: str) -> bool:
+        """The same, in another thread than the run's own."""
 
 
 class Shortcut:
@@ -39,6 +43,16 @@ class Shortcut:
     def say(self, text: str) -> bool:
         """Show the next piece."""
         return self._ear.hear(self, text)
+
+
+class Overheard(Shortcut):
+    """The same of a call that a synchronous node makes, which speaks in a thread."""
+
+    __slots__ = ()
+
+    @override
+    def say(self, text: str) -> bool:
+        return self._ear.overhear(self, text)
 
 
 def are_deaf(handlers: Sequence[object]) -> bool:

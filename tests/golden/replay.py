@@ -6,9 +6,9 @@ run, in the order in which they are asked for. The graph is the usual one, a mod
 two models speak at once their chunks come in turns, each when the one before it has been heard, so that there is one
 order of events and no other.
 
-Read it may be in three ways: as the provider's client and LangChain have it (``stock``); as plain dicts, where this
+Read it may be in four ways: as the provider's client and LangChain have it (``stock``); as plain dicts, where this
 changes anything (``dicts``); and with plain text past LangChain (``shortcut``), in which nobody is heard of but the
-reader.
+reader, also from a synchronous node, which is called in a thread (``thread``).
 
 ``told`` gives the run's events, a line each. What differs from run to run is replaced by two rules, and nothing else:
 ``TIMES`` are left out, and every UUID becomes ``#1``, ``#2`` … in the order in which they are first told.
@@ -67,7 +67,8 @@ PATIENCE_S = 20.0
 LANE = "lane-"
 """Of the names of models, and of the nodes of models that speak at once."""
 
-Way = Literal["stock", "dicts", "shortcut"]
+Way = Literal["stock", "dicts", "shortcut", "thread"]
+PAST_LANGCHAIN = ("shortcut", "thread")
 
 State = dict[str, Any]
 
@@ -107,10 +108,10 @@ async def told(trace: Trace, way: Way = "stock") -> bytes:
 
 async def run(trace: Trace, way: Way = "stock") -> list[Event]:
     """The events themselves."""
-    provider = Provider(trace, paced=way != "shortcut")
+    provider = Provider(trace, paced=way not in PAST_LANGCHAIN)
     app = FastAPI(routes=[Route(path, provider.answer, methods=["POST"]) for path in ENDPOINTS])
     with running(app) as url:
-        async with _read(way), _graph(trace, url) as graph, runner_of(_heard(graph, provider, way)) as runner:
+        async with _read(way), _graph(trace, url, way) as graph, runner_of(_heard(graph, provider, way)) as runner:
             started = await runner.start(runner.agent("one"), RunRequest(input="Go."), user="ann", streams=True)
             events = await events_of(started)
             await started.done.wait()
@@ -122,7 +123,7 @@ def _read(way: Way) -> AbstractAsyncContextManager[None]:
 
 
 def _heard(graph: Any, provider: "Provider", way: Way) -> Any:
-    return graph if way == "shortcut" else graph.with_config(callbacks=[provider])
+    return graph if way in PAST_LANGCHAIN else graph.with_config(callbacks=[provider])
 
 
 # The provider
@@ -254,17 +255,20 @@ RUNS = ToolNode(TOOLS, handle_tool_errors=True)
 
 
 @asynccontextmanager
-async def _graph(trace: Trace, url: str) -> AsyncIterator[Any]:
+async def _graph(trace: Trace, url: str, way: Way) -> AsyncIterator[Any]:
     async with AsyncExitStack() as stack:
         models = [await stack.enter_async_context(MODELS[trace.style](url, f"{LANE}{n}")) for n in range(trace.lanes)]
-        yield _loop(models[0]) if len(models) == 1 else _side_by_side(models)
+        asks = _asks_in_a_thread if way == "thread" else _asks
+        yield _loop(asks(models[0])) if len(models) == 1 else _side_by_side(map(asks, models))
 
 
 @asynccontextmanager
 async def _chat_openai(url: str, name: str) -> AsyncIterator[BaseChatModel]:
-    async with httpx.AsyncClient() as client:
-        options: dict[str, Any] = {"base_url": f"{url}/v1", "api_key": "none", "http_async_client": client}
-        yield ChatOpenAI(model=name, stream_usage=True, max_retries=0, **options)
+    with httpx.Client() as sync_client:
+        async with httpx.AsyncClient() as client:
+            options: dict[str, Any] = {"base_url": f"{url}/v1", "api_key": "none"}
+            options |= {"http_async_client": client, "http_client": sync_client}
+            yield ChatOpenAI(model=name, stream_usage=True, max_retries=0, **options)
 
 
 @asynccontextmanager
@@ -287,6 +291,15 @@ def _asks(model: BaseChatModel) -> Any:
     return ask
 
 
+def _asks_in_a_thread(model: BaseChatModel) -> Any:
+    bound: Runnable[Any, AIMessage] = model.bind_tools(TOOLS)
+
+    def ask(state: MessagesState) -> State:
+        return {"messages": [_named(bound.invoke(state["messages"]))]}
+
+    return ask
+
+
 def _named(answer: AIMessage) -> AIMessage:
     """A call that a provider gave no id gets one, as in the built-in graphs: LangGraph runs no call without."""
     for number, call in enumerate(answer.tool_calls):
@@ -294,9 +307,9 @@ def _named(answer: AIMessage) -> AIMessage:
     return answer
 
 
-def _loop(model: BaseChatModel) -> Any:
+def _loop(ask: Any) -> Any:
     graph: Any = StateGraph(MessagesState)
-    graph.add_node("model", _asks(model))
+    graph.add_node("model", ask)
     graph.add_node("tools", RUNS)
     graph.add_edge(START, "model")
     graph.add_conditional_edges("model", lambda state: "tools" if _whole(state["messages"][-1]) else END)
@@ -310,7 +323,7 @@ def _whole(answer: AIMessage) -> bool:
     return bool(answer.tool_calls) and (told.get("finish_reason") or told.get("stop_reason")) not in CUT
 
 
-def _side_by_side(models: Iterable[BaseChatModel]) -> Any:
+def _side_by_side(asks: Iterable[Any]) -> Any:
     """A branch for each model, and a node that runs the calls of all, those of one message after the other's."""
 
     async def run_all(state: MessagesState) -> State:
@@ -319,8 +332,8 @@ def _side_by_side(models: Iterable[BaseChatModel]) -> Any:
 
     graph: Any = StateGraph(MessagesState)
     graph.add_node("tools", run_all)
-    for number, model in enumerate(models):
-        graph.add_node(f"{LANE}{number}", _asks(model))
+    for number, ask in enumerate(asks):
+        graph.add_node(f"{LANE}{number}", ask)
         graph.add_edge(START, f"{LANE}{number}")
         graph.add_edge(f"{LANE}{number}", "tools")
     return graph.compile()

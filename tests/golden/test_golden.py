@@ -5,7 +5,7 @@ The files are the specification, and were checked by hand: what differs is a def
 """
 
 import pytest
-from golden.replay import Trace, told, traces
+from golden.replay import PAST_LANGCHAIN, Trace, Way, told, traces
 
 OF_OPENAI = [trace for trace in traces() if trace.style == "openai"]
 OF_ONE_MODEL = [trace for trace in OF_OPENAI if trace.lanes == 1]
@@ -22,5 +22,6 @@ async def test_it_is_told_the_same_when_it_is_read_as_plain_dicts(trace: Trace) 
 
 
 @pytest.mark.parametrize("trace", OF_ONE_MODEL, ids="/".join)
-async def test_it_is_told_the_same_when_its_text_goes_past_langchain(trace: Trace) -> None:
-    assert (await told(trace, "shortcut")).decode().splitlines() == trace.told.read_text().splitlines()
+@pytest.mark.parametrize("way", PAST_LANGCHAIN)
+async def test_it_is_told_the_same_when_its_text_goes_past_langchain(trace: Trace, way: Way) -> None:
+    assert (await told(trace, way)).decode().splitlines() == trace.told.read_text().splitlines()

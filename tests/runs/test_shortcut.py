@@ -15,6 +15,7 @@ from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import Runnable
 from langchain_core.tracers.event_stream import _AstreamEventsCallbackHandler
+from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 from openai import DefaultAsyncHttpxClient
 from runners import runner_of, told
@@ -24,10 +25,11 @@ from app.eventlog.memory import ENTRY_OVERHEAD, MemoryLog
 from app.events.event import Event, MessageFinished, Token, Usage
 from app.events.request import RunRequest
 from app.runs.agent import Agent
+from app.runs.executor import installed
 from app.runs.run import Run
 from app.runs.runner import Brought, Runner, Timing
 from app.runs.scope import Scope
-from app.runs.shortcut import Shortcut, are_deaf
+from app.runs.shortcut import Overheard, Shortcut, are_deaf
 from app.runs.tap import Tap
 from app.simulator.server import Simulator
 from chains.assistant import build_assistant
@@ -73,11 +75,34 @@ def asking(model: Any) -> Runnable[Any, Any]:
     return graph_of(ask)
 
 
+def asking_in_a_thread(model: Any) -> Runnable[Any, Any]:
+    """The same, of a synchronous node."""
+
+    def ask(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [model.invoke(state["messages"])]}
+
+    return graph_of(ask)
+
+
+def plain(model: Any) -> ChatOpenAI:
+    """The model as users make it."""
+    return ChatOpenAI(
+        model="simulated",
+        base_url=model.openai_api_base,
+        api_key=model.openai_api_key,
+        stream_usage=True,
+        max_retries=1,
+    )
+
+
 BUILDS: dict[str, Build] = {
     "chat": build_chat,
     "assistant": lambda model: build_assistant(model, []),
     "asking": asking,
+    "asking in a thread": asking_in_a_thread,
+    "asking a plain model in a thread": lambda model: asking_in_a_thread(plain(model)),
 }
+IN_THREADS = ["asking in a thread", "asking a plain model in a thread"]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +121,7 @@ async def runner_with(
     provider: Simulator, build: Build, *, quick: bool = True, ours: bool = True, **options: Any
 ) -> AsyncIterator[Runner]:
     async with AsyncExitStack() as stack:
+        stack.enter_context(installed())
         if quick:
             await stack.enter_async_context(quick_deltas(are_deaf))
         client = await stack.enter_async_context(DefaultAsyncHttpxClient())
@@ -169,10 +195,25 @@ async def test_what_a_cancel_cuts_is_accounted_for_and_the_provider_is_let_go(pr
         await until(lambda: run.last_event_id > 8)
         await runner.cancel(run)
         events = await told(run)
-        await until(lambda: all(one.ended is not None for one in provider.requests))
+        await until(lambda: provider.requests[-1].ended is not None)
     (usage,) = [one for one in events if isinstance(one, Usage)]
     assert usage.estimated
     assert usage.output_tokens == len([one for one in events if isinstance(one, Token)])
+
+
+@pytest.mark.parametrize("build", IN_THREADS)
+async def test_a_cancel_stops_a_call_in_a_thread_and_the_provider_is_let_go(
+    provider: Simulator, build: str, until: Any
+) -> None:
+    async with runner_with(provider, BUILDS[build], ours=False) as runner:
+        run = await start(runner, "[[tokens=2000&tokens_per_second=100]]")
+        await until(lambda: run.last_event_id > 8)
+        await runner.cancel(run)
+        events = await told(run)
+        await until(lambda: provider.requests[-1].ended is not None)
+    (usage,) = [one for one in events if isinstance(one, Usage)]
+    assert usage.estimated
+    assert usage.output_tokens >= len([one for one in events if isinstance(one, Token)]) > 0
 
 
 async def test_a_cancel_reaches_a_call_in_a_task_that_its_node_does_not_await(provider: Simulator, until: Any) -> None:
@@ -187,7 +228,7 @@ async def test_a_cancel_reaches_a_call_in_a_task_that_its_node_does_not_await(pr
         run = await start(runner, "[[tokens=2000&tokens_per_second=100]]")
         await until(lambda: run.last_event_id > 8)
         await runner.cancel(run)
-        await until(lambda: all(one.ended is not None for one in provider.requests))
+        await until(lambda: provider.requests[-1].ended is not None)
 
 
 async def test_text_that_is_not_for_the_reader_stays_unseen_and_is_counted(provider: Simulator) -> None:
@@ -252,7 +293,8 @@ async def test_a_node_that_streams_a_graph_of_its_own_gets_each_token(provider: 
     assert len(heard) >= (20 if mode == "messages" else 0)
 
 
-async def test_a_callback_of_the_models_own_hears_each_token(provider: Simulator) -> None:
+@pytest.mark.parametrize("asking", [asking, asking_in_a_thread])
+async def test_a_callback_of_the_models_own_hears_each_token(provider: Simulator, asking: Build) -> None:
     heard: list[str] = []
 
     class Ear(BaseCallbackHandler):
@@ -338,6 +380,69 @@ async def test_a_run_gives_no_lane_to_calls_that_its_meter_does_not_hear() -> No
 async def test_a_node_of_a_user_that_reads_chunk_by_chunk_gets_them_all() -> None:
     run = new_run(direct=True)
     assert run.shortcut(uuid4(), "m1", [run.meter], seen=True) is None
+
+
+async def test_a_synchronous_node_that_reads_chunk_by_chunk_gets_them_all(provider: Simulator) -> None:
+    heard: list[str] = []
+
+    def reading(model: Any) -> Runnable[Any, Any]:
+        def ask(state: MessagesState) -> dict[str, Any]:
+            heard.extend(one.text for one in plain(model).stream(state["messages"]) if one.text)
+            return {"messages": [AIMessage("".join(heard))]}
+
+        return graph_of(ask)
+
+    async with runner_with(provider, reading, ours=False) as runner:
+        run = await start(runner, "[[tokens=20]]")
+        await run.done.wait()
+        assert run.result()["text"] == "".join(heard)
+    assert len(heard) == 20
+
+
+async def test_what_a_thread_says_is_told_on_the_runs_loop_in_its_order() -> None:
+    run, call = new_run(direct=True), uuid4()
+    run.meter.on_chat_model_start({}, [[]], run_id=call)
+
+    def speak() -> bool:
+        shortcut = run.shortcut(call, "m1", [run.meter], seen=False)
+        return shortcut is not None and all(map(shortcut.say, "abc"))
+
+    run.feed(model_event("on_chat_model_start", call))
+    assert await asyncio.to_thread(speak)
+    assert [one.text for one in events_of(run) if isinstance(one, Token)] == ["a", "b", "c"]
+
+
+async def test_what_a_thread_said_just_before_its_run_stood_still_is_passed_over() -> None:
+    run, call = new_run(direct=True), uuid4()
+    run.meter.on_chat_model_start({}, [[]], run_id=call)
+    run.feed(model_event("on_chat_model_start", call))
+    shortcut = Overheard(run, call, "m1")
+    assert shortcut.say("a")  # it waits for its turn on the loop, which is at this
+    run.scope.pause("requested")
+    assert not shortcut.say("b")
+    await asyncio.sleep(0)
+    assert [one.type for one in events_of(run)] == ["run.started"]
+
+
+async def test_a_text_of_a_thread_for_which_the_log_has_no_room_fails_the_run_at_its_next_event() -> None:
+    run, call = new_run(direct=True, log=MemoryLog(ENTRY_OVERHEAD + 300)), uuid4()
+    run.meter.on_chat_model_start({}, [[]], run_id=call)
+    run.feed(model_event("on_chat_model_start", call))
+    shortcut = Overheard(run, call, "m1")
+    assert shortcut.say("a")
+    assert shortcut.say("b")
+    await asyncio.sleep(0)
+    with pytest.raises(LogFull):
+        run.feed(model_event("on_chat_model_stream", call, chunk=AIMessageChunk(content="ab", id="m1")))
+
+
+def test_a_thread_that_outlives_the_loop_is_refused() -> None:
+    async def begun() -> Run:
+        return new_run(direct=True)
+
+    run, call = asyncio.run(begun()), uuid4()
+    run.meter.on_chat_model_start({}, [[]], run_id=call)
+    assert not Overheard(run, call, "m1").say("a")
 
 
 async def test_a_node_with_a_loop_of_its_own_has_no_shortcut() -> None:
