@@ -1,6 +1,6 @@
 """How the process holds memory: how seldom Python collects garbage, and which blocks go back to the system at once.
 
-Both concern the whole process, and are set here alone. That memory stays flat so is shown by ``benchmarks/soak.py``.
+Both concern the whole process, and are set here alone. What memory does so is measured by ``benchmarks/soak.py``.
 """
 
 import ctypes
