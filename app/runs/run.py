@@ -241,7 +241,7 @@ class Run:
 
         It is told on the run's loop, in the order in which it came: before LangChain's event stream, which takes the
         same way, tells of it. By then it cannot be refused any more: a run that is over, or stands still, passes over
-        it, and one whose log has no room fails at the next event.
+        it. One whose log has no room refuses what follows, and fails at the next event, which that makes.
         """
         if not self._hears(shortcut) or self._loop is None:
             return False
@@ -253,7 +253,7 @@ class Run:
         return True
 
     def _hear_late(self, shortcut: Shortcut, text: str) -> None:
-        if self._overflow is None and self._hears(shortcut):
+        if self._hears(shortcut):
             try:
                 self._take(shortcut, text)
             except LogFull as error:
@@ -261,7 +261,8 @@ class Run:
             self._look_for_pause()
 
     def _hears(self, shortcut: Shortcut) -> bool:
-        return not self.finished and not self.scope.over and shortcut.spell == self._spell
+        over = self.finished or self.scope.over or self._overflow is not None
+        return not over and shortcut.spell == self._spell
 
     def _take(self, shortcut: Shortcut, text: str) -> None:
         if self._translator.begun(shortcut.run_id):
